@@ -1,0 +1,434 @@
+"""The intra-layer search space: attention as a graph of primitive operations (paper Sec. 3.1, Table 1).
+
+An attention head turns four projections of its input, Q, K, V and P, into an output by a directed acyclic
+graph (DAG) of ten primitive ops. This file is everything about one such graph: the table of ops, the formula that
+writes it down, whether it is legal, what it computes, what it costs, and how to draw one at random.
+
+    dag    the genome: a tuple of nodes (op, in1[, in2]). Slots 0..3 are Q K V P, node t fills slot 4 + t, the last
+           node is the output. BERT: (("transpose", 1), ("matmul", 0, 4), ("scale", 5), ("softmax", 6), ("matmul", 7, 2))
+    type   what a value's two axes are, tokens "n" or head channels "d": "nd", "dn", "nn" or "dd"
+    n, d   tokens, head size (d_h in the paper); B batch, H heads
+    k      path length: the number of nodes; a node's position in the path is its index in the canonical order
+
+    python ops.py                                   # Table 1 and the published attentions
+    python ops.py "softmax(scale(Q @ T(K))) @ V"    # what any formula is, step by step
+
+Read this first; then data.py.
+"""
+import argparse
+import ast
+import itertools
+import math
+import random
+import sys
+from dataclasses import dataclass
+from typing import Callable
+
+import torch
+import torch.nn.functional as F
+
+INPUTS = "QKVP"
+MAX_LENGTH = 16  # CHOICE: the paper leaves the path length open; longer graphs are refused
+LENGTHS = range(4, 15)  # CHOICE: a random graph's budget of nodes; BERT has 5, the published ones 7 to 10
+MAX_TEXT = 200  # ops a formula may hold at all, before any question of legality
+
+
+# ---- The ten primitives (Table 1) ----
+
+
+@dataclass(frozen=True)
+class Op:
+    """One row of Table 1.
+
+    text: how it is written. value(d_h, x[, y]): its tensor function on (..., rows, columns). type(x[, y]): its result's
+    type, None where the operands do not fit. reduces: per operand the axis it sums or normalises over (None: none),
+    which is where padding must be hidden, and where tokens mix if that axis is n. hide: what padding becomes there.
+    flops(a, k, b): operations on (a, k) or, for two operands, on (a, k) and (k, b) or (b, k).
+    """
+    arity: int
+    text: str
+    value: Callable
+    type: Callable
+    flops: Callable
+    reduces: tuple = (None, None)
+    hide: float = 0.0
+
+
+def _cosine(d_h, x, y):
+    x, y = (v * torch.rsqrt(v.square().sum(-1, keepdim=True) + 1e-6) for v in (x, y))
+    return x @ y.mT
+
+
+def _distance(d_h, x, y):
+    # |x - y|² = |x|² + |y|² - 2xy: (rows of x) × (rows of y) numbers, never a third axis for the channels
+    square = x.square().sum(-1, keepdim=True) + y.square().sum(-1, keepdim=True).mT - 2 * (x @ y.mT)
+    return torch.sqrt(square.clamp(min=0) + 1e-6)  # 1e-6: the root has no gradient at 0
+
+
+def _same(x, y=None):
+    # CHOICE: equal types only, no broadcasting. No op makes a scalar then, so the paper's "neg, add and multiplication"
+    # on scalars never occurs.
+    return x if y in (None, x) else None
+
+
+def _product(x, y):
+    return x[0] + y[1] if x[1] == y[0] else None
+
+
+def _pairwise(x, y):
+    return x[0] + y[0] if x[1] == y[1] else None
+
+
+OPS = {
+    "neg": Op(1, "-{}", lambda d, x: -x, _same, lambda a, k, b: a * k),
+    "transpose": Op(1, "T({})", lambda d, x: x.mT, lambda x: x[::-1], lambda a, k, b: 0),
+    # CHOICE: always the head size, whatever x is: Table 1's d_x is √d_h in all the printed formulas
+    "scale": Op(1, "scale({})", lambda d, x: x / math.sqrt(d), _same, lambda a, k, b: a * k),
+    "softmax": Op(1, "softmax({})", lambda d, x: x.softmax(-1), _same, lambda a, k, b: 5 * a * k, (-1,), -math.inf),
+    "logsigmoid": Op(1, "logsigmoid({})", lambda d, x: F.logsigmoid(x), _same, lambda a, k, b: 4 * a * k),
+    "softsign": Op(1, "softsign({})", lambda d, x: x / (1 + x.abs()), _same, lambda a, k, b: 3 * a * k),
+    "add": Op(2, "{} + {}", lambda d, x, y: x + y, _same, lambda a, k, b: a * k),
+    "matmul": Op(2, "{} @ {}", lambda d, x, y: x @ y, _product, lambda a, k, b: 2 * a * k * b, (-1, -2)),
+    "cos": Op(2, "cos({}, {})", _cosine, _pairwise, lambda a, k, b: 2 * a * k * b + 3 * (a + b) * k, (-1, -1)),
+    "dist": Op(2, "dist({}, {})", _distance, _pairwise, lambda a, k, b: 2 * a * k * b + 2 * (a + b) * k + 4 * a * b,
+               (-1, -1)),
+}
+
+# Fig. 7 and the printed equations: layers 2, 4, .. 12 of AutoBERT-Zero, and BERT's (Eq. 2). The figure's "sqrt" is
+# scale, and log(1 + e^x) = -logsigmoid(-x). CHOICE: its one-input "add" in layer 12 is read as the printed "+ V".
+ATTENTIONS = {
+    "bert": "softmax(scale(Q @ T(K))) @ V",
+    "L2": "softmax(scale(Q @ -T(logsigmoid(-K)))) @ (K + Q)",
+    "L4": "softmax(scale(Q @ -T(logsigmoid(logsigmoid(Q) + (K + Q))))) @ Q",
+    "L6": "softmax(scale(Q @ -T(logsigmoid(K)))) @ Q",
+    "L8": "softmax(scale(Q @ -T(logsigmoid(K)))) @ Q",
+    "L10": "softmax(scale(Q @ T(scale(K) + (softsign(scale(softsign(K))) + V)))) @ V",
+    "L12": "softmax(scale(Q @ T(scale(K) + V))) @ V",
+}
+
+
+def fold(dag, leaves, step):
+    """The one walk over a genome: slots, the four `leaves` first, then step(op, *operands) for every node in order.
+
+    Values, types, formulas and costs are all this walk with another `step`.
+    Example: fold((("neg", 1),), [5, 7, 0, 0], lambda op, x: -x) -> [5, 7, 0, 0, -7]
+    """
+    slots = list(leaves)
+    for op, *args in dag:
+        slots.append(step(op, *(slots[a] for a in args)))
+    return slots
+
+
+# ---- One graph, one form ----
+
+
+_RANK = {op: rank for rank, op in enumerate(OPS)}
+_OP = list(OPS)
+
+
+def canonical(dag):
+    """The same function in its one form: dead nodes pruned, equal subexpressions merged, arguments of add sorted (ops
+    in Table 1's order, then inputs by letter), nodes in post-order from the output.
+
+    Example: (("neg", 0), ("neg", 0), ("add", 1, 5)) -> (("neg", 0), ("add", 4, 1)), that is -Q + K
+    """
+    unique = {}  # subtle: keyed by the identity of the operands; a nested key would be hashed again and again
+
+    def merge(op, *args):
+        args = sorted(args) if op == "add" else args
+        return unique.setdefault((op, *map(id, args)), (_RANK[op], *args))
+
+    leaves = [(len(OPS), letter) for letter in INPUTS]
+    output = fold(dag, leaves, merge)[-1]
+    slot = {id(leaf): i for i, leaf in enumerate(leaves)}
+    nodes = []
+
+    def visit(tree):
+        if id(tree) not in slot:
+            for arg in tree[1:]:
+                visit(arg)
+            nodes.append((_OP[tree[0]], *(slot[id(arg)] for arg in tree[1:])))
+            slot[id(tree)] = 3 + len(nodes)
+
+    visit(output)
+    return tuple(nodes)
+
+
+def used(dag):
+    """The letters of the inputs a graph reads, in the order Q K V P. Example: BERT's -> "QKV"."""
+    read = {a for _, *args in dag for a in args}
+    return "".join(letter for slot, letter in enumerate(INPUTS) if slot in read)
+
+
+# ---- Formula <-> graph ----
+
+
+def formula(dag):
+    """The graph as a formula that Python's own grammar reads; a node used more than once is named first.
+
+    Example: "a = softsign(K); softmax(Q @ T(a)) @ (V + a)"
+    """
+    count = [0] * (4 + len(dag))
+    for _, *args in dag:
+        for a in args:
+            count[a] += 1
+    names, statements, slot = iter("abcdefghijklmnop"), [], iter(range(4, 4 + len(dag)))
+
+    def write(op, *args):  # a text and how tightly it binds: 3 a name, call or minus, 2 a product, 1 a sum
+        need = {"neg": (3,), "matmul": (2, 3), "add": (1, 2)}.get(op, (0, 0))
+        text = OPS[op].text.format(*(t if bind >= least else f"({t})" for (t, bind), least in zip(args, need)))
+        bind = {"matmul": 2, "add": 1}.get(op, 3)
+        if count[next(slot)] > 1:
+            statements.append(f"{(name := next(names))} = {text}")
+            text, bind = name, 3
+        return text, bind
+
+    return "; ".join(statements + [fold(dag, [(letter, 3) for letter in INPUTS], write)[-1][0]])
+
+
+_CALLS = {op: row.text.split("(")[0] for op, row in OPS.items() if "(" in row.text}
+_SYNTAX = {**{name: op for op, name in _CALLS.items()}, ast.USub: "neg", ast.Add: "add", ast.MatMult: "matmul"}
+
+
+def parse(text):
+    """The canonical graph of a formula; ValueError with the place and what was expected if it is malformed.
+
+    A graph of wrong types parses: it is a value, and why_illegal says what is wrong with it.
+    """
+    def fail(node, why):
+        raise ValueError(f"formula {text[:120]!r}, column {getattr(node, 'col_offset', 0) + 1}: {why}")
+
+    slots, nodes = {letter: i for i, letter in enumerate(INPUTS)}, []
+
+    def read(node):
+        if isinstance(node, ast.Name):
+            if node.id not in slots:
+                fail(node, f"unknown name {node.id!r}; inputs are Q K V P, ops are {' '.join(_CALLS.values())} - + @")
+            return slots[node.id]
+        if isinstance(node, ast.BinOp):
+            key, args = type(node.op), [node.left, node.right]
+        elif isinstance(node, ast.UnaryOp):
+            key, args = type(node.op), [node.operand]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
+            key, args = node.func.id, node.args
+        else:
+            fail(node, "expected an input, a name, an op or a sum, product or minus of them")
+        if key not in _SYNTAX:
+            fail(node, f"unknown op {getattr(key, '__name__', key)!r}; ops are {' '.join(_CALLS.values())} - + @")
+        op = _SYNTAX[key]
+        if len(args) != OPS[op].arity:
+            fail(node, f"{op} takes {OPS[op].arity} operand(s), not {len(args)}")
+        nodes.append((op, *(read(arg) for arg in args)))
+        if len(nodes) > MAX_TEXT:
+            fail(node, f"more than {MAX_TEXT} ops")
+        return 3 + len(nodes)
+
+    try:
+        *named, last = ast.parse(text.strip()).body or [None]
+        for statement in named:
+            target = statement.targets[0] if isinstance(statement, ast.Assign) else None
+            if not isinstance(target, ast.Name) or len(statement.targets) > 1:
+                fail(statement, "expected `name = ...` before the output")
+            if target.id in slots or target.id in _SYNTAX:
+                fail(target, f"{target.id!r} has a meaning already")
+            slots[target.id] = read(statement.value)
+        if not isinstance(last, ast.Expr):
+            fail(last, "expected the output, an expression, as the last statement")
+        output = read(last.value)
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(f"formula {text[:120]!r} does not parse: {error.args[0] if error.args else 'too deep'}") from None
+    if output < 4:
+        fail(last, "the output is a bare input; expected at least one op")
+    return canonical(nodes[: output - 3])
+
+
+# ---- Legality (Sec. 3.1: "we examine whether every operation is legit") ----
+
+
+def step_types(dag):
+    """The type of every node in order; the list ends with None at the first node whose operands do not fit."""
+    slots = ["nd"] * 4
+    for op, *args in dag:
+        slots.append(OPS[op].type(*(slots[a] for a in args)))
+        if slots[-1] is None:
+            break
+    return slots[4:]
+
+
+def mixes(dag):
+    """Whether some node of a well-typed graph sums or normalises over the tokens."""
+    types = ["nd"] * 4 + step_types(dag)
+    return any(axis is not None and types[a][axis] == "n" for op, *args in dag for a, axis in zip(args, OPS[op].reduces))
+
+
+def why_illegal(dag, require_mixing=True):
+    """None for a legal graph, else the reason in words.
+
+    Legal: nodes of known ops on earlier slots, every node well typed by the symbolic types (never by sizes: with
+    n == d_h a wrong graph would pass), output (n, d), 2 to 4 inputs, at most MAX_LENGTH nodes. CHOICE: some node
+    mixes tokens, unless require_mixing is False; an attention that mixes none is no attention.
+    """
+    for t, node in enumerate(dag):
+        if not node or node[0] not in OPS or len(node) != 1 + OPS[node[0]].arity:
+            return f"step {t + 1}: {node!r} is no op of Table 1 with its operands"
+        if not all(isinstance(a, int) and 0 <= a < 4 + t for a in node[1:]):
+            return f"step {t + 1}: {node!r} reads a slot that is not filled yet"
+    if not 1 <= len(dag) <= MAX_LENGTH:
+        return f"{len(dag)} ops; expected 1 to {MAX_LENGTH}"
+    types = step_types(dag)
+    if types[-1] is None:
+        t, (op, *args) = len(types) - 1, dag[len(types) - 1]
+        operands = " and ".join("(%s,%s)" % tuple((["nd"] * 4 + types)[a]) for a in args)
+        return f"step {t + 1}: {op} does not take {operands}"
+    if types[-1] != "nd":
+        return "the output is (%s,%s); expected (n,d)" % tuple(types[-1])
+    inputs = used(canonical(dag))
+    if len(inputs) < 2:
+        return f"reads only {inputs}; expected 2 to 4 distinct inputs"
+    if require_mixing and not mixes(canonical(dag)):
+        return "no op mixes tokens"
+    return None
+
+
+# ---- What it computes, what it costs ----
+
+
+def evaluate(dag, inputs, mask=None, dropout=None):
+    """The output of a legal graph: (B, H, n, d_h).
+
+    inputs: Q, K, V, P, each (B, H, n, d_h), or None where the graph does not read it. mask: (B, n) bool, True = a real
+    token; padding then never reaches a real token, whatever the graph. dropout: a function for the attention weights,
+    applied to each softmax of type (n, n).
+    """
+    d_h = next(x for x in inputs if x is not None).shape[-1]
+    if mask is not None:
+        # a sequence with no real token counts as all real, or its softmax would be 0/0
+        hole = ~(mask | ~mask.any(-1, keepdim=True))  # (B, n)
+        hole = {-1: hole[:, None, None, :], -2: hole[:, None, :, None]}
+
+    def step(op, *args):
+        row = OPS[op]
+        # Hide padding where, and only where, an op reduces over tokens: a mask in the softmax alone leaks in nearly every
+        # other graph. Filled, not multiplied: inf * 0 is nan.
+        values = [x.masked_fill(hole[axis], row.hide) if mask is not None and axis and type_[axis] == "n" else x
+                  for (x, type_), axis in zip(args, row.reduces)]
+        value, type_ = row.value(d_h, *values), row.type(*(t for _, t in args))
+        return (dropout(value) if dropout and op == "softmax" and type_ == "nn" else value), type_
+
+    return fold(dag, [(x, "nd") for x in inputs], step)[-1][0]
+
+
+def flops(dag, n, d_h):
+    """Floating-point operations of one head on one sequence of n tokens; a multiply-add counts as two."""
+    size, total = {"n": n, "d": d_h}, 0
+
+    def step(op, x, y=None):
+        nonlocal total
+        out = OPS[op].type(x, y) if y else OPS[op].type(x)
+        total += OPS[op].flops(size[x[0]], size[x[1]], size[out[1]])
+        return out
+
+    fold(dag, ["nd"] * 4, step)
+    return total
+
+
+# ---- Random graphs ----
+
+
+def _operands(rng, op, slots, open_, fresh, least, goal):
+    """Operands for `op` among typed slots, at least `least` of them open nodes, result of type `goal` (None: any)."""
+    choices = {}
+    for args in itertools.product(slots, repeat=OPS[op].arity):
+        out = OPS[op].type(*(slots[a] for a in args))
+        if out and out == (goal or out) and len(open_.intersection(args)) >= least:
+            # prefer what nothing has read yet; x + x, cos(x, x) and dist(x, x) are damped, not forbidden
+            weight = math.prod(8 if a in open_ else 3 if a in fresh else 1 for a in args)
+            choices[args] = weight * (0.03 if args[0] == args[-1] and op in ("add", "cos", "dist") else 1)
+    return rng.choices(list(choices), list(choices.values()))[0] if choices else None
+
+
+def draw(rng, weights=None):
+    """One raw draw, canonical but perhaps illegal: a graph grown forward, type- and goal-directed.
+
+    rng: random.Random. weights(position) -> {op: weight} for the ops at that position of the path; None: uniform.
+    """
+    length = rng.choice(LENGTHS)
+    inputs = rng.sample(range(4), rng.choice((2, 3, 4)))
+    slots, open_, fresh, dag = {a: "nd" for a in inputs}, set(), set(inputs), []
+    for left in reversed(range(length)):  # nodes still to come after this one
+        ops = dict(weights(len(dag))) if weights else dict.fromkeys(OPS, 1.0)
+        ops["dist"] *= 0.3 ** sum(op == "dist" for op, *_ in dag)
+        least, goal = len(open_) - left, None if left else "nd"  # every open node must still find a reader
+        args = None
+        while args is None and any(ops.values()):
+            op = rng.choices(list(ops), list(ops.values()))[0]
+            args = _operands(rng, op, slots, open_, fresh, least, goal)
+            ops[op] = 0.0
+        if args is None:
+            break
+        dag.append((op, *args))
+        slots[3 + len(dag)] = OPS[op].type(*(slots[a] for a in args))
+        open_ = open_.difference(args) | {3 + len(dag)}
+        fresh.difference_update(args)
+    return canonical(dag) if dag else ()
+
+
+def random_dag(rng, weights=None):
+    """A legal random graph (see draw), by drawing again until one is."""
+    while why_illegal(dag := draw(rng, weights)) is not None:
+        pass
+    return dag
+
+
+# ---- Command line ----
+
+
+def describe(text):
+    """Everything about one formula as text: steps with types, legality, inputs, cost."""
+    dag = parse(text)
+    types = ["nd"] * 4 + step_types(dag)
+    lines = [f"formula  {formula(dag)}"]
+    for t, (op, *args) in enumerate(dag):
+        operands = ", ".join(INPUTS[a] if a < 4 else f"step {a - 3}" for a in args)
+        type_ = "(%s,%s)" % tuple(types[4 + t]) if 4 + t < len(types) and types[4 + t] else "?"
+        lines.append(f"  step {t + 1:<2} {type_}  {op}({operands})")
+    why = why_illegal(dag)
+    lines.append(f"legal    {'yes' if why is None else 'no: ' + why}")
+    lines.append(f"inputs   {' '.join(used(dag))}   path length {len(dag)}")
+    if why is None:
+        lines.append(f"cost     {flops(dag, 128, 64):,} FLOPs a head at n = 128, d_h = 64")
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    """The command line: `python ops.py [FORMULA ...]`."""
+    parser = argparse.ArgumentParser(description="Table 1's search space; or what a formula is, step by step.")
+    parser.add_argument("formula", nargs="*", help='e.g. "softmax(scale(Q @ T(K))) @ V"; none: the table')
+    args = parser.parse_args(argv)
+    if args.formula:
+        try:
+            print("\n\n".join(describe(text) for text in args.formula))
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        return 0
+    print("Table 1: the ten primitives (n tokens, d head channels; x is (a,k))\n")
+    for op, row in OPS.items():
+        rule = {"_same": "same type" if row.arity == 1 else "equal types -> same", "_product": "(a,k)(k,c) -> (a,c)",
+                "_pairwise": "(a,k)(b,k) -> (a,b)"}.get(row.type.__name__, "(a,k) -> (k,a)")
+        print(f"  {op:<11} {row.text.format('x', 'y'):<14} {rule}")
+    print("\nBERT's attention and those of AutoBERT-Zero's even layers\n")
+    for name, text in ATTENTIONS.items():
+        print(f"  {name:<5} {text}")
+    print("\n" + describe(ATTENTIONS["L2"]))
+    draws = [draw(random.Random(seed)) for seed in range(1000)]
+    legal = [dag for dag in draws if why_illegal(dag, require_mixing=False) is None]
+    print(f"\nOf 1,000 random draws {len(legal) / 10:.1f} % are legal, "
+          f"{100 * sum(map(mixes, legal)) / len(legal):.1f} % of these mix tokens; for example\n")
+    for seed in range(4):
+        print(f"  {formula(random_dag(random.Random(seed)))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
