@@ -1,0 +1,600 @@
+"""The model: backbones of attention graphs and light convolutions, BERT's embeddings and heads, pre-training.
+
+Paper Sec. 3.1 (inter-layer search space), Fig. 1 and 7, Table 6, App. D. A backbone is a tuple of genes, one a layer:
+a formula of ops.py for an attention layer, or "conv K" for a convolution layer with a kernel of K taps. Everything
+around the genes is BERT: embeddings, residual + LayerNorm after each part, a feed-forward part of width 4d, a pooler, and
+the two pre-training tasks, masked language modelling (MLM) and next sentence prediction (NSP).
+
+    n tokens, d hidden size, H heads, d_h = d/H head size, k kernel taps, L layers, B batch, M masked positions, V vocabulary
+
+    python autobert.py summary                      # parameters and FLOPs of the published backbones
+    python autobert.py pretrain --corpus FILE ...   # MLM + NSP; writes a checkpoint for glue.py
+
+Read after ops.py and data.py; then supernet.py or glue.py.
+"""
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, fields, replace
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import data
+import ops
+from data import UserError
+
+
+class Diverged(Exception):
+    """Training met a loss or gradient that is not finite."""
+
+
+# ---- Sizes (Table 6) ----
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a model is apart from its backbone. kernel_chain: convolutions hold BIWS's shared parameters (supernet.py)."""
+    layers: int
+    hidden: int
+    heads: int
+    embedding: int
+    vocab: int = 30_000  # App. D.2
+    positions: int = 512
+    dropout: float = 0.1
+    init_std: float = 0.02
+    kernel_chain: bool = False
+
+
+SIZES = {
+    "toy": ModelConfig(4, 64, 2, 64, vocab=400, positions=128, dropout=0.0, init_std=0.05),
+    # DEVIATION: Table 6 prints 256-dimensional embeddings, but the 13M parameters of Table 4 fit only 128
+    "small": ModelConfig(12, 256, 4, 128),
+    "base": ModelConfig(12, 768, 12, 768),
+    "large": ModelConfig(24, 1024, 16, 1024),
+}
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """One pre-training run. warmup: share of the steps; n: tokens a sequence; weight decay, clipping: BERT's."""
+    steps: int = 1600
+    batch: int = 16
+    n: int = 40
+    lr: float = 2e-3
+    warmup: float = 0.1
+    beta2: float = 0.98
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    seed: int = 0
+
+
+# Table 6; 40 epochs of a corpus of 3.3 billion words are about a million steps of 256 sequences
+PRETRAIN = {
+    "toy": PretrainSettings(),
+    "small": PretrainSettings(1_000_000, 320, 128, 1e-4, 0.01, 0.999),
+    "base": PretrainSettings(1_000_000, 160, 128, 1e-4, 0.01, 0.999),
+    "large": PretrainSettings(1_000_000, 80, 128, 1e-4, 0.02, 0.999),
+}
+
+
+# ---- Backbones (Fig. 7, Table 5, App. D.2) ----
+
+KERNELS = (3, 5, 7, 9, 15, 31, 65)  # Sec. 3.1
+_CONVOLUTIONS = (65, 9, 3, 7, 7, 3)  # layers 1, 3, .. 11 of Fig. 7
+_ZERO = tuple(gene for kernel, layer in zip(_CONVOLUTIONS, (2, 4, 6, 8, 10, 12))
+              for gene in (f"conv {kernel}", ops.ATTENTIONS[f"L{layer}"]))
+BACKBONES = {
+    "bert": (ops.ATTENTIONS["bert"],) * 12,
+    "autobert-zero": _ZERO,
+    "att-only": tuple(_ZERO[i | 1] for i in range(12)),  # each convolution replaced by the attention behind it
+    "conv-only": tuple(_ZERO[i & ~1] for i in range(12)),  # each attention by the convolution before it
+}
+
+
+def kernel_of(gene):
+    """The kernel size of a convolution gene, None for an attention. Example: "conv 65" -> 65"""
+    return int(gene[5:]) if gene.startswith("conv ") else None
+
+
+def check_backbone(backbone, layers=None, where="backbone"):
+    """The backbone with every gene in its canonical form; UserError with layer and reason if one is not legal."""
+    if not isinstance(backbone, (list, tuple)) or not all(isinstance(gene, str) for gene in backbone) or not backbone:
+        raise UserError(f'{where}: expected a list of genes such as "conv 9" or "{ops.ATTENTIONS["bert"]}"')
+    if layers is not None and len(backbone) != layers:
+        raise UserError(f"{where}: {len(backbone)} layers; this size has {layers}")
+    genes = []
+    for number, gene in enumerate(backbone, 1):
+        if gene.startswith("conv"):
+            if gene not in [f"conv {kernel}" for kernel in KERNELS]:
+                raise UserError(f"{where}, layer {number}: {gene[:40]!r}; kernels are {', '.join(map(str, KERNELS))}")
+            genes.append(gene)
+            continue
+        try:
+            dag = ops.parse(gene)
+        except ValueError as error:
+            raise UserError(f"{where}, layer {number}: {error}") from None
+        if why := ops.why_illegal(dag):
+            raise UserError(f"{where}, layer {number}: {gene[:120]!r} is illegal: {why}")
+        genes.append(ops.formula(dag))
+    return tuple(genes)
+
+
+def load_backbone(name_or_path):
+    """A backbone of BACKBONES by name, or one that save_backbone wrote; UserError if it is neither."""
+    if name_or_path in BACKBONES:
+        return BACKBONES[name_or_path]
+    try:
+        with open(name_or_path, encoding="utf-8") as file:
+            content = json.load(file)
+    except FileNotFoundError:
+        raise UserError(f"backbone {name_or_path!r}: neither a file nor one of {', '.join(BACKBONES)}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name_or_path}: not a JSON file: {error}") from None
+    return check_backbone(content.get("backbone") if isinstance(content, dict) else None, where=str(name_or_path))
+
+
+def save_backbone(path, backbone):
+    """Write {"backbone": [gene, ...]}, one gene a line."""
+    data.write_beside(path, json.dumps({"backbone": list(backbone)}, indent=1) + "\n")
+
+
+def to_large(backbone):
+    """App. D.2: pairs of layers are blocks, each inserted again after itself: 1 2 1 2 3 4 3 4 ... Structure only."""
+    return tuple(gene for i in range(0, len(backbone), 2) for gene in backbone[i:i + 2] * 2)
+
+
+def at_depth(backbone, layers):
+    """A published backbone at another depth. CHOICE: pairs taken evenly from the first to the last; twice is to_large.
+
+    Example: at_depth(range(12), 4) -> (0, 1, 10, 11)
+    """
+    pairs = [tuple(backbone[i:i + 2]) for i in range(0, len(backbone), 2)]
+    if layers == 2 * len(backbone):
+        return to_large(backbone)
+    if layers % 2 or not 2 <= layers <= len(backbone):
+        raise UserError(f"{layers} layers; a backbone of {len(backbone)} can be cut to an even number from 2, or doubled")
+    steps = max(1, layers // 2 - 1)
+    return tuple(gene for i in range(layers // 2) for gene in pairs[round(i * (len(pairs) - 1) / steps)])
+
+
+# ---- The two kinds of layer (Sec. 3.1, Fig. 1) ----
+
+
+class DagAttention(nn.Module):
+    """Multi-head attention by a graph of primitives: the same graph in every head; only the inputs it reads have weights."""
+
+    def __init__(self, config, formula):
+        super().__init__()
+        self.dag, self.heads, self.dropout = ops.parse(formula), config.heads, config.dropout
+        self.inputs = nn.ModuleDict({x: nn.Linear(config.hidden, config.hidden) for x in ops.used(self.dag)})
+        self.out = nn.Linear(config.hidden, config.hidden)  # W_O
+        self.norm = LayerNorm(config.hidden)
+
+    def forward(self, x, mask):
+        B, n, d = x.shape
+        heads = [self.inputs[name](x).view(B, n, self.heads, -1).transpose(1, 2) if name in self.inputs else None
+                 for name in ops.INPUTS]  # Q K V P, each (B, H, n, d_h)
+        drop = (lambda weights: F.dropout(weights, self.dropout, self.training)) if self.dropout else None
+        y = ops.evaluate(self.dag, heads, mask, drop)  # (B, H, n, d_h)
+        return self.out(y.transpose(1, 2).reshape(B, n, d))
+
+
+def chain(kernel):
+    """The kernels on the way from the 65 shared taps to `kernel`. Example: 9 -> [31, 15, 9]; 65 -> []"""
+    return [size for size in reversed(KERNELS[:-1]) if size >= kernel]
+
+
+def band(kernel, n):
+    """A convolution as a matrix: (H, k) taps -> (H, n, n), row i holding the taps centred on column i.
+
+    'Same' zero padding of k//2; taps that reach past both ends are cut off.
+    Example: taps a b c, n = 3 -> [[b, c, 0], [a, b, c], [0, a, b]]
+    """
+    margin = n - 1 - kernel.shape[-1] // 2
+    line = F.pad(kernel, (margin, margin))  # (H, 2n - 1), the centre tap in the middle; a negative margin crops
+    return line.unfold(-1, n, 1).flip(-2)  # row i = line[n-1-i : 2n-1-i]
+
+
+class LightConv(nn.Module):
+    """Linear d -> 2d, GLU, lightweight convolution, linear d -> d.
+
+    One kernel a head, its taps normalised by softmax, over the contiguous channels [h d/H, (h+1) d/H). With
+    config.kernel_chain the taps come from the super-net's parameters: centre of the next larger kernel times a matrix T,
+    step by step from 65 (Sec. 3.2; T shared by all heads).
+    """
+
+    def __init__(self, config, kernel):
+        super().__init__()
+        self.heads, self.dropout = config.heads, config.dropout
+        self.sizes = chain(kernel) if config.kernel_chain else []
+        self.glu = nn.Linear(config.hidden, 2 * config.hidden)
+        # of the shared 65 taps a smaller kernel needs the 31 that its first T mixes
+        self.kernel = nn.Parameter(torch.empty(config.heads, self.sizes[0] if self.sizes else kernel))
+        self.transforms = nn.ParameterDict({str(size): torch.eye(size) for size in self.sizes})
+        self.out = nn.Linear(config.hidden, config.hidden)
+        self.norm = LayerNorm(config.hidden)
+
+    def taps(self):
+        """The raw kernel, (H, k), before the softmax."""
+        taps = self.kernel
+        for size in self.sizes:
+            start = (taps.shape[-1] - size) // 2
+            taps = taps[:, start:start + size] @ self.transforms[str(size)].T
+        return taps
+
+    def forward(self, x, mask):
+        B, n, d = x.shape
+        x = F.glu(self.glu(x))
+        if mask is not None:  # after the GLU: before the linear its bias would undo it
+            x = x.masked_fill(~mask[..., None], 0.0)
+        kernel = F.dropout(self.taps().softmax(-1), self.dropout, self.training)  # (H, k), DropConnect
+        y = band(kernel, n) @ x.view(B, n, self.heads, -1).transpose(1, 2)  # (H, n, n) @ (B, H, n, d_h)
+        return self.out(y.transpose(1, 2).reshape(B, n, d))
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's, with BERT's epsilon."""
+
+    def __init__(self, width):
+        super().__init__(width, eps=1e-12)
+
+
+class FeedForward(nn.Module):
+    """d -> 4d, GELU, -> d, and the LayerNorm behind it."""
+
+    def __init__(self, d):
+        super().__init__()
+        self.up, self.down, self.norm = nn.Linear(d, 4 * d), nn.Linear(4 * d, d), LayerNorm(d)
+
+    def forward(self, x):
+        return self.down(F.gelu(self.up(x)))
+
+
+class Layer(nn.Module):
+    """One backbone layer: attention or convolution, then feed-forward, each with dropout, residual, LayerNorm (post-LN).
+
+    The first part is named by its kind, so that a parameter's name is its slot in the super-net.
+    """
+
+    def __init__(self, config, gene):
+        super().__init__()
+        self.kind = "convolution" if kernel_of(gene) else "attention"
+        self.add_module(self.kind, LightConv(config, kernel_of(gene)) if kernel_of(gene) else DagAttention(config, gene))
+        self.feedforward = FeedForward(config.hidden)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, mask):
+        mixer = getattr(self, self.kind)
+        x = mixer.norm(x + self.dropout(mixer(x, mask)))
+        return self.feedforward.norm(x + self.dropout(self.feedforward(x)))
+
+
+# ---- The encoder and the pre-training heads (BERT) ----
+
+
+class AutoBert(nn.Module):
+    """Embeddings and L layers: (ids, segments, mask), each (B, n) -> hidden states (B, n, d). mask: True = a real token."""
+
+    def __init__(self, config, backbone):
+        super().__init__()
+        self.config, self.backbone = config, check_backbone(backbone, config.layers)
+        self.tokens = nn.Embedding(config.vocab, config.embedding)
+        self.positions = nn.Embedding(config.positions, config.embedding)
+        self.segments = nn.Embedding(2, config.embedding)
+        self.norm, self.dropout = LayerNorm(config.embedding), nn.Dropout(config.dropout)
+        narrow = config.embedding != config.hidden
+        self.projection = nn.Linear(config.embedding, config.hidden) if narrow else nn.Identity()
+        self.layers = nn.ModuleList(Layer(config, gene) for gene in self.backbone)
+        self.pooler = nn.Linear(config.hidden, config.hidden)
+        init_weights(self, config.init_std)
+
+    def embed(self, ids, segments):
+        """Token + position + segment, LayerNorm, dropout, and up to the hidden size: (B, n, d)."""
+        n = ids.shape[1]
+        if n > self.config.positions:
+            raise UserError(f"{n} tokens; the position table has {self.config.positions}")
+        x = self.tokens(ids) + self.positions.weight[:n] + self.segments(segments)
+        return self.projection(self.dropout(self.norm(x)))
+
+    def forward(self, ids, segments, mask):
+        x = self.embed(ids, segments)
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x
+
+    def pool(self, hidden):
+        """(B, n, d) -> (B, d): a tanh layer on [CLS], trained by NSP."""
+        return torch.tanh(self.pooler(hidden[:, 0]))
+
+
+class Pretraining(nn.Module):
+    """The encoder with BERT's two heads; a batch -> (loss, its parts)."""
+
+    def __init__(self, config, backbone):
+        super().__init__()
+        self.encoder = AutoBert(config, backbone)
+        self.transform, self.norm = nn.Linear(config.hidden, config.embedding), LayerNorm(config.embedding)
+        self.bias = nn.Parameter(torch.zeros(config.vocab))
+        self.next = nn.Linear(config.hidden, 2)
+        for head in (self.transform, self.next):
+            init_weights(head, config.init_std)
+
+    def mlm_logits(self, hidden):
+        """(M, d) -> (M, V); the output matrix is the token embedding's (tied)."""
+        x = self.norm(F.gelu(self.transform(hidden)))
+        return x @ self.encoder.tokens.weight.T + self.bias
+
+    def forward(self, batch):
+        """batch: data.PretrainingData's tensors. Loss = mean MLM over the masked + mean NSP (BERT)."""
+        hidden = self.encoder(batch["ids"], batch["segments"], batch["mask"])  # (B, n, d)
+        masked = hidden.flatten(0, 1)[batch["positions"]]  # (M, d)
+        mlm = F.cross_entropy(self.mlm_logits(masked), batch["targets"])
+        next_logits = self.next(self.encoder.pool(hidden))  # (B, 2)
+        nsp = F.cross_entropy(next_logits, batch["next"])
+        correct = (next_logits.argmax(-1) == batch["next"]).float().mean()
+        return mlm + nsp, {"mlm": mlm.detach(), "nsp": nsp.detach(), "nsp_accuracy": correct}
+
+
+def init_weights(module, std):
+    """BERT's: weights N(0, std) cut at two std, biases 0, LayerNorm 1 and 0. CHOICE: raw kernels as weights, T = 1."""
+    for name, parameter in module.named_parameters():
+        if "norm" in name or "transforms" in name:
+            continue
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        else:
+            nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
+
+
+@contextlib.contextmanager
+def seeded(seed):
+    """torch's generators start from `seed` inside, and are as before after."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+# ---- Size and cost (Tables 2 to 5) ----
+
+
+def count_parameters(config, backbone):
+    """{"total": encoder with pooler, "att": input projections of both layer kinds (the paper's #Params of Att), "heads"}."""
+    with torch.device("meta"):  # the real modules, without memory
+        model = Pretraining(config, backbone)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    total = sum(size for name, size in sizes.items() if name.startswith("encoder."))
+    att = sum(size for name, size in sizes.items() if ".inputs." in name or ".glu." in name)
+    return {"total": total, "att": att, "heads": sum(sizes.values()) - total}
+
+
+def count_flops(config, backbone, n):
+    """{"total", "embeddings", "layers", "pooler"}: one forward pass of one sequence of n tokens.
+
+    As ELECTRA counts, which the paper follows: a multiply-add is 2, LayerNorm 5, softmax 5, GELU 8, dropout 4 an
+    element; the token embedding is a dense product with the vocabulary.
+    """
+    d, e, H = config.hidden, config.embedding, config.heads
+    linear = lambda a, b: n * (2 * a * b + b)  # noqa: E731
+    after = n * (4 + 1 + 5) * d  # dropout, residual, LayerNorm
+    layers = []
+    for gene in backbone:
+        if k := kernel_of(gene):  # GLU: sigmoid 4, product 1; softmax of the taps; k multiply-adds a channel
+            mixer = linear(d, 2 * d) + n * 5 * d + 5 * H * k + n * 2 * k * d + linear(d, d)
+        else:
+            dag = ops.parse(gene)
+            mixer = len(ops.used(dag)) * linear(d, d) + H * ops.flops(dag, n, d // H) + linear(d, d)
+        layers.append(mixer + after + linear(d, 4 * d) + n * 8 * 4 * d + linear(4 * d, d) + after)
+    embeddings = n * (2 * e * config.vocab + 2 * e * (n + 2) + 2 * e + 5 * e + 4 * e)
+    embeddings += linear(e, d) if e != d else 0
+    pooler = 2 * d * d + d + 8 * d
+    return {"total": embeddings + sum(layers) + pooler, "embeddings": embeddings, "layers": layers, "pooler": pooler}
+
+
+# ---- Training (App. D) ----
+
+
+def lr_at(step, steps, peak, warmup):
+    """The learning rate of step 0, 1, .. steps - 1: linear up over the first `warmup` share, linear down to 0 at the end.
+
+    Example: lr_at(0, 10, 1.0, 0.2) -> 0.5; lr_at(1, ...) -> 1.0; lr_at(9, ...) -> 0.125
+    """
+    rising = max(1, round(warmup * steps))
+    return peak * min((step + 1) / rising, (steps - step) / max(1, steps - rising + 1))
+
+
+def make_optimizer(model, lr, weight_decay, betas=(0.9, 0.999)):
+    """AdamW; no decay on biases, LayerNorms, kernels and their transforms (AdamW shrinks what has no gradient, too).
+
+    DEVIATION: BERT's Adam has no bias correction; torch's has.
+    """
+    plain, decayed = [], []
+    for name, parameter in model.named_parameters():
+        exempt = name.endswith("bias") or any(part in name for part in ("norm", "kernel", "transforms"))
+        (plain if exempt else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-6, fused=True)
+
+
+def find_device(name="auto"):
+    """The torch device of a --device option: "auto" takes CUDA where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r}: not to be had here ({str(error).splitlines()[0]}); expected auto, cpu or cuda"
+                        ) from None
+    return device
+
+
+def to_device(batch, device):
+    """A dict of numpy arrays as tensors on the device."""
+    return {key: torch.from_numpy(array).to(device, non_blocking=True) for key, array in batch.items()}
+
+
+def pretrain(model, batches, settings, device, log=None, first=0):
+    """Train in place on batches.batch(step), steps `first` to settings.steps - 1; Diverged on a non-finite gradient.
+
+    log(step, lr, parts), if given, is called about a hundred times.
+    """
+    model.train().to(device)
+    optimizer = make_optimizer(model, settings.lr, settings.weight_decay, (0.9, settings.beta2))
+    every = max(1, settings.steps // 100)
+    finite = torch.ones((), dtype=torch.bool, device=device)
+    with seeded(settings.seed):
+        for step in range(first, settings.steps):
+            # 1. the learning rate of this step
+            lr = lr_at(step, settings.steps, settings.lr, settings.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            # 2. the batch, a function of the step alone
+            batch = to_device(batches.batch(step), device)
+            # 3. forward, backward
+            loss, parts = model(batch)
+            loss.backward()
+            # 4. clip the gradient and step
+            finite &= torch.isfinite(nn.utils.clip_grad_norm_(model.parameters(), settings.clip))
+            optimizer.step()
+            optimizer.zero_grad()
+            # 5. report; only here does the host wait for the device
+            if step % every == 0 or step == settings.steps - 1:
+                if not finite:
+                    raise Diverged(f"a non-finite gradient at or before step {step}")
+                if log:
+                    log(step, lr, {key: value.item() for key, value in parts.items()})
+    return model
+
+
+@torch.no_grad()
+def held_out_loss(model, batches, count, device):
+    """{"mlm", "nsp", "nsp_accuracy"}: means over the first `count` batches, without dropout."""
+    model.eval()
+    parts = [model(to_device(batches.batch(step), device))[1] for step in range(count)]
+    return {key: sum(p[key].item() for p in parts) / count for key in parts[0]}
+
+
+# ---- Checkpoints ----
+
+
+def save_tensors(path, content):
+    """torch.save beside `path`, then rename: a file is there whole or not at all."""
+    beside = f"{path}.{os.getpid()}.part"
+    try:
+        torch.save(content, beside)
+        os.replace(beside, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(beside)
+
+
+def load_tensors(path, device="cpu"):
+    """What save_tensors wrote; only tensors and plain values are ever read (weights_only). UserError if it is not that."""
+    if not os.path.isfile(path):
+        raise UserError(f"checkpoint {str(path)!r}: no such file")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch raises half a dozen kinds for a broken file
+        raise UserError(f"checkpoint {str(path)!r}: broken or not a checkpoint ({str(error).splitlines()[0][:100]})") from None
+
+
+def save_checkpoint(path, model, tokenizer):
+    """One file with config, backbone, weights and tokenizer: all that fine-tuning needs."""
+    proto = torch.frombuffer(bytearray(tokenizer.proto), dtype=torch.uint8)
+    save_tensors(path, {"config": asdict(model.encoder.config), "backbone": list(model.encoder.backbone),
+                        "state": model.state_dict(), "tokenizer": proto})
+
+
+def load_checkpoint(path, device="cpu"):
+    """(Pretraining, Tokenizer) of a file that save_checkpoint wrote."""
+    content = load_tensors(path, device)
+    try:
+        known = {f.name for f in fields(ModelConfig)}
+        config = ModelConfig(**{key: value for key, value in content["config"].items() if key in known})
+        model = Pretraining(config, content["backbone"]).to(device)
+        model.load_state_dict(content["state"])
+        return model, data.Tokenizer(bytes(content["tokenizer"].cpu().numpy()))
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"checkpoint {str(path)!r}: not a model of this program ({str(error).splitlines()[0][:100]})") from None
+
+
+# ---- Command line ----
+
+
+def summary(args):
+    """Parameters and FLOPs of backbones at a size, one line each."""
+    for size in args.size:
+        config = replace(SIZES[size], vocab=args.vocab or (SIZES[size].vocab if size == "toy" else 30_522))
+        print(f"{size}: {config.layers} layers, d {config.hidden}, H {config.heads}, vocabulary {config.vocab:,}, n = {args.n}")
+        for name in args.backbone:
+            backbone = load_backbone(name)
+            if name in BACKBONES:
+                backbone = at_depth(backbone, config.layers)
+            backbone = check_backbone(backbone, config.layers, name)
+            count, cost = count_parameters(config, backbone), count_flops(config, backbone, args.n)
+            print(f"  {name:<14} params {count['total'] / 1e6:7.2f}M  of att {count['att'] / 1e6:6.2f}M  "
+                  f"FLOPs {cost['total']:.3g}")
+
+
+def train(args):
+    """Pre-train one backbone on a corpus and write its checkpoint."""
+    device, settings = find_device(args.device), PRETRAIN[args.size]
+    given = {key: getattr(args, key) for key in ("steps", "batch", "n", "lr", "seed") if getattr(args, key) is not None}
+    settings = replace(settings, **given)
+    if os.path.exists(args.out) and not args.overwrite:
+        raise UserError(f"--out {args.out!r} exists; give another or --overwrite")
+    tokenizer = data.Tokenizer.train(args.corpus, args.vocab or SIZES[args.size].vocab, settings.seed)
+    config = replace(SIZES[args.size], vocab=tokenizer.vocab_size)
+    backbone = load_backbone(args.backbone)
+    if args.backbone in BACKBONES:
+        backbone = at_depth(backbone, config.layers)
+    documents, held_out = data.split_held_out(data.load_corpus(args.corpus, tokenizer))
+    batches = data.PretrainingData(documents, settings.n, settings.batch, config.vocab, settings.seed)
+    held_out = data.PretrainingData(held_out, settings.n, settings.batch, config.vocab, settings.seed)
+    with seeded(settings.seed):
+        model = Pretraining(config, backbone)
+    print(json.dumps({**asdict(settings), "size": args.size, "backbone": list(model.encoder.backbone), "device": str(device)}))
+    start = time.time()
+
+    def log(step, lr, parts):
+        rate = (step + 1) * settings.batch * settings.n / (time.time() - start)
+        print(f"step={step + 1} lr={lr:.2e} mlm={parts['mlm']:.3f} nsp={parts['nsp']:.3f} tokens/s={rate:.0f}", flush=True)
+
+    pretrain(model, batches, settings, device, log)
+    print("held-out " + " ".join(f"{k}={v:.4f}" for k, v in held_out_loss(model, held_out, 20, device).items()))
+    save_checkpoint(args.out, model, tokenizer)
+    print(f"wrote {args.out}")
+
+
+def main(argv=None):
+    """The command line; see --help."""
+    parser = data.Parser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("summary", help="parameters and FLOPs of backbones")
+    one.add_argument("--size", nargs="+", choices=SIZES, default=["small", "base", "large"])
+    one.add_argument("--backbone", nargs="+", default=list(BACKBONES), help="names or backbone files")
+    one.add_argument("--vocab", type=int, help="default: 30,522, BERT's; toy 400")
+    one.add_argument("--n", type=int, default=128, help="tokens a sequence")
+    one.set_defaults(run=summary)
+    two = commands.add_parser("pretrain", help="MLM + NSP pre-training; writes a checkpoint")
+    two.add_argument("--corpus", nargs="+", required=True, help="text, .gz or .xz: a sentence a line, blank line between documents")
+    two.add_argument("--backbone", default="autobert-zero", help="a name or a backbone file")
+    two.add_argument("--size", choices=SIZES, default="toy")
+    two.add_argument("--vocab", type=int, help="sentencepiece vocabulary; default: the size's")
+    for name, kind in (("steps", int), ("batch", int), ("n", int), ("lr", float), ("seed", int)):
+        two.add_argument(f"--{name}", type=kind, help="default: the size's (Table 6)")
+    two.add_argument("--device", default="auto")
+    two.add_argument("--out", default="model.pt")
+    two.add_argument("--overwrite", action="store_true")
+    two.set_defaults(run=train)
+    args = parser.parse_args(argv)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(data.run_cli(main))
