@@ -1,0 +1,129 @@
+"""Bi-branch weight sharing, BIWS (paper Sec. 3.2, Fig. 3): one super-net lends its weights to every candidate.
+
+Training each candidate from scratch would cost most of a search. So a super-net keeps, for every layer, one set of
+weights for each thing the layer may become: an attention branch with all four inputs and a convolution branch with the
+65-tap kernel. A candidate starts from copies of the slots it uses, trains for a short while, and gives them back.
+
+    slot    a named tensor of the super-net; a candidate's parameter of that name is a copy of it, or of its centre
+    round   candidates that start from the same super-net; after it they write back, worst first, so that the best wins
+    chain   65 -> 31 -> 15 -> 9 -> 7 -> 5 -> 3: a smaller kernel is T times the centre of the next larger one
+
+    python supernet.py                               # who shares what with whom
+    python supernet.py conv-only bert                # the same for any two backbones
+
+Read after autobert.py; then glue.py and opnas.py.
+"""
+import sys
+from dataclasses import replace
+
+import torch
+
+import autobert
+import data
+
+# ---- The sharing rule ----
+
+SHARING = (  # part of a parameter's name: who holds the same slot. The first that fits counts.
+    (".attention.inputs.", "attention layers here that read this input (Q, K, V or P)"),
+    (".attention.", "attention layers here: W_O and the LayerNorm behind"),
+    (".convolution.kernel", "convolutions here: all 65 taps, or the centre 31 that smaller kernels are made of"),
+    (".convolution.transforms.", "convolutions here with this kernel or a smaller one: the matrix T on the way to it"),
+    (".convolution.", "convolutions here: GLU linear, out linear and the LayerNorm behind"),
+    (".feedforward.", "both branches here: the feed-forward part and its LayerNorm"),
+    ("", "every candidate: embeddings, pooler, MLM and NSP heads"),
+)
+
+
+def window(slot, shape):
+    """The part of a slot that a parameter of this shape stands for: the centre taps of a kernel, else all of it. A view."""
+    start = (slot.shape[-1] - shape[-1]) // 2
+    return slot[..., start:start + shape[-1]]
+
+
+
+class SuperNet:
+    """The largest candidate in both branches, as a dict of slots: name -> tensor.
+
+    It is no module and has no forward pass: nothing is ever "active" in it, and no candidate's optimizer state enters it.
+    """
+
+    def __init__(self, config, seed=0):
+        """config: the candidates' size. All slots are drawn from `seed`."""
+        self.config = replace(config, kernel_chain=True)
+        self.slots = {}
+        with autobert.seeded(seed):
+            # every name there is: all transforms come with the smallest kernel, all taps with the largest
+            for gene in ("conv 3", "conv 65", "cos(Q, K) @ (V + P)"):
+                self.slots.update(autobert.Pretraining(self.config, (gene,) * config.layers).state_dict())
+
+    def child(self, backbone):
+        """A model of its own with copies of its slots (Alg. 1 l.8): trains without touching the super-net."""
+        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
+            model = autobert.Pretraining(self.config, backbone)
+        state = {name: window(self.slots[name], p.shape).clone() for name, p in model.state_dict().items()}
+        model.load_state_dict(state, assign=True)
+        return model
+
+    def absorb(self, child, backbone=None):
+        """Copy a trained child's weights back into its slots; of the 65 taps only those it holds.
+
+        child: the model, or its state_dict. backbone: refuses a child of another one.
+        """
+        if backbone is not None and child.encoder.backbone != autobert.check_backbone(backbone, self.config.layers):
+            raise ValueError("the child has another backbone")
+        state = child if isinstance(child, dict) else child.state_dict()
+        with torch.no_grad():
+            for name, value in state.items():
+                window(self.slots[name], value.shape).copy_(value)
+
+
+def write_order(scores):
+    """Indices of a round's children in the order they write back: ascending score, so the best that holds a slot wins it.
+
+    Ties: the earlier child wins. CHOICE: the paper only says "updated after each round". The mean of the children, or one
+    after another in order of training, left a worse super-net: one collapsed child poisons the rest.
+    Example: [0.5, 0.7, 0.5] -> [2, 0, 1]
+    """
+    return sorted(range(len(scores)), key=lambda i: (scores[i], -i))
+
+
+# ---- Command line ----
+
+
+def compare(config, backbones):
+    """Rows (rule, slots, parameters, how many of them each backbone holds) for the table that main prints."""
+    net = SuperNet(config)
+    held = [dict(net.child(backbone).named_parameters()) for backbone in backbones]
+    rows = []
+    for part, who in SHARING:
+        names = [name for name in net.slots if next(p for p, _ in SHARING if p in name) == part]
+        size = sum(net.slots[name].numel() for name in names)
+        rows.append((who, len(names), size, [sum(child[name].numel() for name in names if name in child) for child in held]))
+    return rows
+
+
+def main(argv=None):
+    """The command line: python supernet.py [BACKBONE BACKBONE] [--size SIZE]."""
+    parser = data.Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("backbone", nargs="*", default=["autobert-zero", "bert"], help="names or backbone files")
+    parser.add_argument("--size", choices=autobert.SIZES, default="toy")
+    args = parser.parse_args(argv)
+    config = autobert.SIZES[args.size]
+    backbones = []
+    for name in args.backbone:
+        backbone = autobert.load_backbone(name)
+        backbone = autobert.at_depth(backbone, config.layers) if name in autobert.BACKBONES else backbone
+        backbones.append(autobert.check_backbone(backbone, config.layers, name))
+    rows = compare(config, backbones)
+    print(f"A super-net of {config.layers} layers, d {config.hidden}: parameters by who shares a slot, and how many each holds\n")
+    print("  " + "".join(f"{title:>13}" for title in ("super-net", *(name[-13:] for name in args.backbone))))
+    for who, _, size, held in rows:
+        print("  " + "".join(f"{count:>13,}" for count in (size, *held)) + f"   {who}")
+    print("  " + "".join(f"{sum(column):>13,}" for column in zip(*([size, *held] for _, _, size, held in rows))) + "   all")
+    print("\nlayer by layer")
+    for number, genes in enumerate(zip(*backbones), 1):
+        print(f"  L{number}  " + "  |  ".join(genes))
+
+
+if __name__ == "__main__":
+    sys.exit(data.run_cli(main))
