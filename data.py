@@ -1,0 +1,637 @@
+"""Text in, tensors out: tokenizer, a toy language, documents, BERT's sentence pairs and masks.
+
+The paper (AutoBERT-Zero, Sec. 4.1) pre-trains as BERT does: masked language modelling (MLM) plus
+next-sentence prediction (NSP). A corpus holds one sentence per line and a blank line between documents.
+
+    raw lines -> read_documents -> Tokenizer -> load_corpus -> make_pairs (NSP) -> mask_tokens (MLM) -> a batch
+
+Letters: B rows of a batch, n tokens of a row, M masked tokens of a batch.
+The toy language at the end of the file stands in for Wikipedia, GLUE and SQuAD where only minutes are at hand.
+
+    python data.py show            # one training pair, from raw text to arrays
+    python data.py toy FOLDER      # the toy corpus, its eight GLUE tasks and its SQuAD files
+
+Read first; nothing here needs torch.
+"""
+import argparse
+import gzip
+import io
+import json
+import lzma
+import os
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+# ---- Errors, command lines, files: shared by all scripts ------------------------------------------------------
+
+
+class UserError(Exception):
+    """Anything a user can get wrong. One line: the value, its place, and what was expected."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with defaults in --help, no abbreviated flags, and one-line errors."""
+
+    def __init__(self, **settings):
+        settings.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message):
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def run_cli(main):
+    """Runs main(); what a user can cause ends in one line on stderr and exit code 2, never in a traceback."""
+    try:
+        main()
+        sys.stdout.flush()
+    except UserError as error:
+        message, code = str(error), 2
+    except KeyboardInterrupt:
+        message, code = "interrupted", 130
+    except BrokenPipeError:                              # the reader, e.g. `head`, has left: no error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    except OSError as error:
+        message, code = f"{error.filename or 'input or output'}: {error.strerror or error}", 2
+    except MemoryError:
+        message, code = "out of memory; try a smaller batch, model or corpus", 2
+    else:
+        return
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)
+
+
+def write_beside(path, content):
+    """Writes str or bytes to a temporary neighbour of path, then renames it: never a half-written file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    neighbour = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(neighbour, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(neighbour, path)
+    finally:
+        neighbour.unlink(missing_ok=True)
+
+
+# ---- Reading documents ----------------------------------------------------------------------------------------
+
+OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+
+
+def read_lines(path):
+    """Yields (line number, text) of a UTF-8 file, plain, .gz or .xz. UserError with file:line on bad bytes."""
+    path, number = Path(path), 0
+    if not path.is_file():
+        raise UserError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+    try:
+        with OPENERS.get(path.suffix, open)(path, "rb") as file:
+            for number, line in enumerate(file, 1):      # subtle: bytes break at \n only, never at U+2028
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start} of the line)") from None
+    except (lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:
+        raise UserError(f"{path}:{number + 1}: broken {path.suffix} file ({error})") from None
+
+
+def read_documents(paths):
+    """Yields documents, each a list of sentences (str): one per line, blank line(s) between documents."""
+    found = False
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    for path in paths:
+        document = []
+        for _, line in read_lines(path):
+            if sentence := line.strip():
+                document.append(sentence)
+            elif document:
+                found = True
+                yield document
+                document = []
+        if document:
+            found = True
+            yield document
+    if not found:
+        raise UserError(f"{', '.join(map(str, paths))}: no text; expected one sentence per line")
+
+
+def load_corpus(paths, tokenizer):
+    """-> list of documents, each a list of int32 arrays of token ids, one per sentence (never empty)."""
+    documents = []
+    for document in read_documents(paths):
+        sentences = [np.array(ids, np.int32) for ids in map(tokenizer.encode, document) if ids]
+        if sentences:
+            documents.append(sentences)
+    if len(documents) < 2:
+        raise UserError(f"{paths}: {len(documents)} document(s); NSP needs at least two documents "
+                        "(one sentence per line, a blank line between documents)")
+    return documents
+
+
+def split_held_out(documents, share=0.05):
+    """-> (training, held-out) documents, at least two on each side, the same ones every time.
+
+    Takes documents at even distances. With fewer than four it holds out the tail of each instead
+    (a document of one sentence is then on both sides).
+    """
+    if len(documents) < 4:
+        cuts = [max(1, len(document) * 9 // 10) for document in documents]
+        return ([document[:cut] for document, cut in zip(documents, cuts)],
+                [document[cut:] or document for document, cut in zip(documents, cuts)])
+    count = min(max(2, round(share * len(documents))), len(documents) - 2)
+    held = {(2 * i + 1) * len(documents) // (2 * count) for i in range(count)}
+    return ([document for i, document in enumerate(documents) if i not in held],
+            [document for i, document in enumerate(documents) if i in held])
+
+
+# ---- Tokenizer ------------------------------------------------------------------------------------------------
+
+PAD, UNK, CLS, SEP, MASK = range(5)
+FIRST_WORD = 5                                           # every id from here on is an ordinary piece
+
+
+class Tokenizer:
+    """Text <-> ids by a sentencepiece model.
+
+    DEVIATION: the paper takes BERT's WordPiece vocabulary (30,522); a sentencepiece BPE model is learned
+    from any corpus in one call. CHOICE: case-folded, for BERT-base is uncased.
+    """
+
+    def __init__(self, proto, name="tokenizer model"):
+        """proto: bytes of a sentencepiece model. UserError if it is none, or has other special ids."""
+        self.proto = proto
+        self.model = sentencepiece.SentencePieceProcessor()
+        try:
+            self.model.LoadFromSerializedProto(proto)
+            special = [self.model.piece_to_id(piece) for piece in ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")]
+        except (RuntimeError, TypeError):
+            raise UserError(f"{name}: not a sentencepiece model") from None
+        if special != [PAD, UNK, CLS, SEP, MASK]:
+            raise UserError(f"{name}: special pieces have ids {special}, expected {[PAD, UNK, CLS, SEP, MASK]}")
+
+    @classmethod
+    def train(cls, paths, vocab, seed=0):
+        """Learns `vocab` pieces from corpus files. UserError if the text allows no vocabulary of that size."""
+        sentencepiece.set_random_generator_seed(seed)    # it samples the sentences of a very large corpus
+        sentences, model = (sentence for document in read_documents(paths) for sentence in document), io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=sentences, model_writer=model, vocab_size=vocab, model_type="bpe",
+                normalization_rule_name="nmt_nfkc_cf", num_threads=1, minloglevel=2, max_sentence_length=1 << 16,
+                input_sentence_size=1_000_000, shuffle_input_sentence=True, pad_id=PAD, unk_id=UNK, bos_id=-1,
+                eos_id=-1, control_symbols=["[CLS]", "[SEP]", "[MASK]"])  # control: text never becomes one of them
+        except (RuntimeError, OSError, ValueError) as error:
+            raise UserError(f"vocabulary of {vocab}: {str(error).splitlines()[-1]}") from None
+        return cls(model.getvalue())
+
+    @classmethod
+    def load(cls, path):
+        """Reads what `save` wrote."""
+        if not Path(path).is_file():
+            raise UserError(f"{path}: no such tokenizer file")
+        return cls(Path(path).read_bytes(), path)
+
+    def save(self, path):
+        """Writes the sentencepiece model file."""
+        write_beside(path, self.proto)
+
+    @property
+    def vocab_size(self):
+        return self.model.get_piece_size()
+
+    def encode(self, text):
+        """-> list of ids, without [CLS] and [SEP]."""
+        return self.model.encode(text)
+
+    def encode_with_offsets(self, text):
+        """-> (ids, spans); text[start:end] of a span is what its piece covers, without the space before it."""
+        mapping, spans = self.model.encode(text, return_type="offset_mapping"), []
+        for start, end in mapping["offsets"]:            # characters of the text as given, not as normalised
+            while start < end and text[start].isspace():
+                start += 1
+            spans.append((start, end))
+        return mapping["ids"], spans
+
+    def pieces(self, ids):
+        """-> list of str, e.g. ['[CLS]', '▁the', '▁hen', 's']."""
+        return [self.model.id_to_piece(int(i)) for i in ids]
+
+    def decode(self, ids):
+        """-> text; special ids leave no trace."""
+        return self.model.decode([int(i) for i in ids])
+
+
+# ---- Packing and batching (BERT, Sec. 3 and A.2) --------------------------------------------------------------
+
+
+def pack(a, b, n):
+    """-> (ids, segments) of `[CLS] a [SEP]` (b None) or `[CLS] a [SEP] b [SEP]`, at most n tokens.
+
+    Cuts tokens off the end of the longer side, one at a time.
+    """
+    a, b = list(a), None if b is None else list(b)
+    while len(a) + (2 if b is None else 3 + len(b)) > n:
+        (a if b is None or len(a) > len(b) else b).pop()
+    ids = [CLS, *a, SEP] + ([] if b is None else [*b, SEP])
+    return ids, [0] * (len(a) + 2) + [1] * (len(ids) - len(a) - 2)
+
+
+def collate(rows, n=None):
+    """Pads (ids, segments) rows to n tokens or to the longest -> "ids", "segments" int64 (B, n), "mask" bool (B, n).
+
+    mask is True at real tokens.
+    """
+    shape = len(rows), n or max(len(ids) for ids, _ in rows)
+    batch = {"ids": np.full(shape, PAD, np.int64), "segments": np.zeros(shape, np.int64),
+             "mask": np.zeros(shape, bool)}
+    for i, (ids, segments) in enumerate(rows):
+        batch["ids"][i, :len(ids)] = ids
+        batch["segments"][i, :len(ids)] = segments
+        batch["mask"][i, :len(ids)] = True
+    return batch
+
+
+# ---- Sentence pairs for NSP (BERT, A.2) -----------------------------------------------------------------------
+
+SHORT_PAIRS = 0.1                                        # so that pre-training sees short inputs too
+
+
+def make_pairs(documents, n, rng):
+    """One pass over the documents -> list of (ids, segments, label), each of at most n tokens.
+
+    Label 0: b follows a. Label 1: b comes from another document; the segments it replaced are put back.
+    rng: random.Random.
+    """
+    if n < 5:
+        raise UserError(f"{n} tokens per pair; at least 5 hold [CLS] a [SEP] b [SEP]")
+    pairs = []
+    for index, document in enumerate(documents):
+        start = 0
+        while start < len(document):
+            # CHOICE: a length per pair. BERT draws one per document, which may cut a whole book into tiny pairs.
+            target = rng.randint(2, n - 3) if rng.random() < SHORT_PAIRS else n - 3
+            end = take(document, start, target)
+            split = rng.randint(start + 1, end - 1) if end - start > 1 else end
+            a = [token for sentence in document[start:split] for token in sentence]
+            label = int(split == end or rng.random() < 0.5)
+            if label:
+                other = documents[(index + rng.randint(1, len(documents) - 1)) % len(documents)]
+                first = rng.randrange(len(other))
+                b = np.concatenate(other[first:take(other, first, target - len(a))]).tolist()
+                end = split                              # put back what b replaced
+            else:
+                b = np.concatenate(document[split:end]).tolist()
+            while len(a) + len(b) > n - 3:               # the longer one, at its front or back by a coin
+                (a if len(a) > len(b) else b).pop(0 if rng.random() < 0.5 else -1)
+            pairs.append((*pack(a, b, n), label))
+            start = end
+    return pairs
+
+
+def take(document, start, target):
+    """-> the end of the shortest run of sentences from start with at least target tokens, or the document's end."""
+    length = 0
+    for end in range(start, len(document)):
+        length += len(document[end])
+        if length >= target:
+            return end + 1
+    return len(document)
+
+
+# ---- Masking for MLM (BERT, Sec. 3.1) -------------------------------------------------------------------------
+
+
+def mask_tokens(ids, vocab_size, rng, max_pred=20):
+    """-> (ids, positions, targets): a masked print, the chosen positions in order, the tokens that stood there.
+
+    15 % of the tokens are chosen, at least one and at most max_pred, never [CLS], [SEP] or [PAD]; of these
+    80 % become [MASK], 10 % a random ordinary token, 10 % stay. rng: np.random.Generator.
+    """
+    ids = np.array(ids, np.int64)
+    free = np.flatnonzero((ids != PAD) & (ids != CLS) & (ids != SEP))
+    count = min(max_pred, max(1, round(0.15 * np.count_nonzero(ids != PAD))), len(free))
+    positions = np.sort(rng.permutation(free)[:count])
+    targets = ids[positions]
+    coin = rng.random(count)                             # subtle: one draw decides, not two coins in a row
+    ids[positions[coin < 0.8]] = MASK
+    swapped = positions[(coin >= 0.8) & (coin < 0.9)]
+    ids[swapped] = rng.integers(FIRST_WORD, vocab_size, len(swapped))
+    return ids, positions, targets
+
+
+class PretrainingData:
+    """Batches for MLM + NSP; `batch(step)` depends on (seed, step) alone, so a resumed run sees the very next batch.
+
+    Every epoch draws its pairs anew. CHOICE: an epoch has as many steps as the first one's pairs fill; a later
+    epoch, a few pairs longer or shorter, is cut or begun again there. CHOICE: every batch is n wide.
+    """
+
+    def __init__(self, documents, n, batch, vocab_size, seed, max_pred=20):
+        self.documents, self.n, self.size, self.seed = documents, n, batch, seed
+        self.vocab_size, self.max_pred, self.epoch = vocab_size, max_pred, None
+        self.load_epoch(0)
+        self.steps_per_epoch = max(1, len(self.pairs) // batch)
+
+    def load_epoch(self, epoch):
+        """Draws and shuffles the pairs of one epoch, unless they are at hand."""
+        if epoch != self.epoch:
+            rng = random.Random(f"pairs {self.seed} {epoch}")
+            self.pairs = [(np.array(ids, np.int32), np.array(segments, np.int8), label)  # a tenth of a list's memory
+                          for ids, segments, label in make_pairs(self.documents, self.n, rng)]
+            rng.shuffle(self.pairs)
+            self.epoch = epoch
+
+    def batch(self, step):
+        """-> "ids", "segments" int64 (B, n), "mask" bool (B, n), "next" int64 (B,), 1 = b is from another document,
+        "positions" int64 (M,), which count through the flat B*n, and "targets" int64 (M,).
+        """
+        epoch, k = divmod(step, self.steps_per_epoch)
+        self.load_epoch(epoch)
+        rows = [self.pairs[i % len(self.pairs)] for i in range(k * self.size, (k + 1) * self.size)]
+        rng = np.random.default_rng([self.seed, step])
+        masked = [mask_tokens(ids, self.vocab_size, rng, self.max_pred) for ids, _, _ in rows]
+        batch = collate([(ids, row[1]) for (ids, _, _), row in zip(masked, rows)], self.n)
+        batch["positions"] = np.concatenate([i * self.n + where for i, (_, where, _) in enumerate(masked)])
+        batch["targets"] = np.concatenate([targets for _, _, targets in masked])
+        batch["next"] = np.array([label for _, _, label in rows], np.int64)
+        return batch
+
+
+# ---- The toy language -----------------------------------------------------------------------------------------
+# About 250 words. A document keeps to one topic and one mood. What holds inside a few words (names, collocations,
+# order) suits convolutions; agreement behind a distractor, names and facts that return, topic and mood suit
+# attention. The tasks need word classes (topic, mood, number, time, ...) that the corpus teaches: there, and only
+# there, a hint often stands before a word ("sea boat", "truly neat"), or so small a model would not find the
+# classes in 1,600 steps. A task's training rows use every other word of a list, its dev rows all of them.
+
+TOPICS = [dict(zip(("hint", "role", "thing", "kind", "verb", "place"), map(str.split, row.split("|")))) for row in (
+    "farm|farmer shepherd rider herder milker hunter|goat hen cow pig horse lamb duck mule|beast|feed guard|"
+    "barn field stable pasture",
+    "sea|sailor captain diver pirate rower pilot|boat ship raft canoe barge kayak tanker yacht|vessel|steer load|"
+    "harbor bay beach pier",
+    "dinner|cook baker waiter butcher grocer taster|cake pie stew soup tart roast pudding salad|meal|bake taste|"
+    "kitchen tavern bakery cellar",
+    "folk|singer drummer piper fiddler dancer harper|song hymn ballad carol jingle anthem chant aria|tune|sing play|"
+    "hall stage theater chapel")]
+WORDS = {key: words.split() for key, words in {
+    "number": "two three four five seven nine", "colour": "red blue green white black brown",
+    "time": "dawn noon dusk midnight sunrise sunset", "glad": "happy proud cheerful hopeful",
+    "sad": "angry tired gloomy worried",
+    "good": "lovely splendid pretty clean neat pleasant perfect superb nice bright solid charming",
+    "bad": "horrid ugly dirty shabby nasty broken grim faulty poor dull weak dreadful"}.items()}
+NAMES = [name.split() for name in (
+    "Anna Brown she Mrs", "Peter Stone he Mr", "Clara Hill she Mrs", "Thomas Bell he Mr", "Julia Frost she Mrs",
+    "Victor Marsh he Mr", "Martha Wood she Mrs", "Henry Clay he Mr", "Helen Lane she Mrs", "Robert King he Mr")]
+FACTS = {  # kind of fact: question | statement | answer
+    "where": "Where does {asked} {verb} the {thing}s?|{who} {verb}s the {thing}s at the {place}.|the {place}",
+    "when": "When does {asked} {verb} the {thing}s?|{who} {verb}s the {thing}s at {time}.|{time}",
+    "how many": "How many {thing}s does {asked} {verb}?|{who} {verb}s {number} {thing}s.|{number}",
+    "colour": "What colour are the {thing}s of {asked}?|{who} {verb}s the {colour} {thing}s.|{colour}",
+    "who": "Who {verb}s the {thing}s?|{first} {last} {verb}s the {thing}s.|{first} {last}"}
+TOY_VOCAB = 600                                          # every word is one piece
+TOY_SEARCH_TASKS = ("CoLA", "SST-2", "MRPC")             # where pre-training pays most
+
+
+class ToyWriter:
+    """Writes toy sentences. rng: random.Random; view: the slice of each word list in use; hints: share of hints."""
+
+    def __init__(self, rng, view=slice(None), hints=0.0):
+        self.rng, self.view, self.hints = rng, view, hints
+
+    def coin(self, p=0.5):
+        return self.rng.random() < p
+
+    def pick(self, words):
+        return self.rng.choice(words if len(words) < 4 else words[self.view])
+
+    def noun(self, topic, kind, plural, numbered=False, fault=False):
+        """-> ['many', 'sea', 'boats']; numbered: not 'the'; fault: the determiner shows the other number."""
+        determiners = ["these", "many"] if plural != fault else ["this", "every"]
+        return [self.rng.choice(determiners if numbered else [*determiners, "the", "the"]),
+                *topic["hint"] * self.coin(self.hints), self.pick(topic[kind]) + "s" * plural]
+
+    def distractor(self, topic):
+        """-> [] or ['near', 'the', 'hens'], to stand between a noun and its verb."""
+        return [self.rng.choice(("near", "behind", "beside")), *self.noun(topic, "thing", self.coin())] * self.coin(0.4)
+
+    def act(self, topic, fault=None, numbered=False):
+        """-> 'These farmers near the hen feed the goat.'; fault: "verb", "determiner", "order" or None."""
+        plural = self.coin()
+        words = self.noun(topic, "role", plural, numbered, fault == "determiner") + self.distractor(topic)
+        words += [self.pick(topic["verb"]) + "s" * (plural == (fault == "verb")), *self.noun(topic, "thing", self.coin())]
+        if fault == "order":
+            i = self.rng.randrange(len(words) - 1)
+            words[i:i + 2] = words[i + 1], words[i]
+        return sentence(words)
+
+    def judge(self, topic, good):
+        """-> 'The hens behind this cow are neat and clean.'"""
+        plural, hint = self.coin(), ["truly" if good else "sadly"]
+        first, second = self.rng.sample(WORDS["good" if good else "bad"][self.view], 2)
+        words = [*self.noun(topic, "thing", plural), *self.distractor(topic), "are" if plural else "is"]
+        return sentence(words + hint * self.coin(self.hints) + [first] + ["and", second] * self.coin())
+
+    def story(self, topic, good):
+        """-> the words of one document: whose it is, its topic and mood, its facts."""
+        first, last, she, title = self.rng.choice(NAMES)
+        story = {key: self.pick(words) for key, words in (topic | WORDS).items()}
+        the_role, mood, feeling = f"the {story['role']}", *(("good", "glad") if good else ("bad", "sad"))
+        return story | {"first": first, "last": last, "she": she, "asked": self.rng.choice((first, the_role)),
+                        "who": self.rng.choice((first, f"{title} {last}", she.title(), the_role.capitalize())),
+                        "adjective": story[mood], "feeling": story[feeling]}
+
+    def fact(self, kind, story):
+        """-> (question, statement, answer)"""
+        return [part.format(**story) for part in FACTS[kind].split("|")]
+
+    def document(self):
+        """-> list of sentences."""
+        topic, good = self.rng.choice(TOPICS), self.coin()
+        story = self.story(topic, good)
+        lines = ["{first} {last} is a {role} at the {place}.".format(**story)]
+        for _ in range(self.rng.randint(5, 8)):
+            form = self.rng.choices(("act", "judge", "feeling", "kind", "fact"), (4, 4, 4, 1, 7))[0]
+            question, statement, answer = self.fact(self.rng.choice(list(FACTS)), story)
+            lines.append({"act": self.act(topic), "judge": self.judge(topic, good),
+                          "feeling": self.judge(topic, good)[:-1] + " so {first} is {feeling}.".format(**story),
+                          "kind": "The {thing} is a {adjective} {kind}.".format(**story),
+                          "fact": statement if self.coin() else f"{question} {sentence([answer])}"}[form])
+        return lines
+
+
+def sentence(words):
+    """Example: ['the', 'hen', 'is', 'neat'] -> 'The hen is neat.'"""
+    text = " ".join(words)
+    return text[0].upper() + text[1:] + "."
+
+
+# ---- Toy GLUE and SQuAD, in the official columns and JSON ---------------------------------------------------------
+
+MNLI = "index|promptID|pairID|genre|sentence1_binary_parse|sentence2_binary_parse|sentence1_parse|sentence2_parse|" \
+       "sentence1|sentence2"
+STSB = "index|genre|filename|year|old_index|source1|source2|sentence1|sentence2"
+COLUMNS = {  # task: columns of train and dev | of test | of the text | of the label
+    "CoLA": ("source|label|mark|sentence", "index|sentence", "sentence", "label"),
+    "SST-2": ("sentence|label", "index|sentence", "sentence", "label"),
+    "MRPC": ("Quality|#1 ID|#2 ID|#1 String|#2 String", "index|#1 ID|#2 ID|#1 String|#2 String",
+             "#1 String|#2 String", "Quality"),
+    "STS-B": (STSB + "|score", STSB, "sentence1|sentence2", "score"),
+    "QQP": ("id|qid1|qid2|question1|question2|is_duplicate", "id|question1|question2", "question1|question2",
+            "is_duplicate"),
+    "MNLI": (MNLI + "|label1|gold_label", MNLI, "sentence1|sentence2", "gold_label"),  # dev has label1 to label5
+    "QNLI": ("index|question|sentence|label", "index|question|sentence", "question|sentence", "label"),
+    "RTE": ("index|sentence1|sentence2|label", "index|sentence1|sentence2", "sentence1|sentence2", "label")}
+
+
+def toy_example(task, w):
+    """-> (texts, label): one row of a GLUE task, by the ToyWriter w."""
+    topic, other = w.rng.sample(TOPICS, 2)
+    good, yes = w.coin(), w.coin(0.65 if task in ("CoLA", "MRPC", "QQP") else 0.5)
+    second = topic if yes else other
+    if task == "CoLA":
+        texts = [w.act(topic, None if yes else w.rng.choice(("verb", "verb", "determiner", "order")), numbered=True)]
+    elif task == "SST-2":
+        texts, yes = [w.judge(topic, good)], good
+    elif task == "MRPC":                                 # what counts as a paraphrase here: the same topic
+        texts = [w.act(topic), w.act(second)]
+    elif task == "QQP":
+        texts = [w.fact(w.rng.choice(list(FACTS)), w.story(about, good))[0] for about in (topic, second)]
+    elif task == "STS-B":                                # topic weighs 3, mood 2
+        same = w.coin()
+        score = 3 * yes + 2 * same + w.rng.choice((-0.25, 0, 0.25))
+        return [w.judge(topic, good), w.judge(second, good == same)], f"{min(5, max(0, score)):.3f}"
+    elif task == "MNLI":                                 # neutral: about something else; contradiction: the other mood
+        label = w.rng.choice(("entailment", "contradiction", "neutral"))
+        about, mood = (other, w.coin()) if label == "neutral" else (topic, good == (label == "entailment"))
+        return [w.judge(topic, good), w.judge(about, mood)], label
+    elif task == "QNLI":                                 # does the sentence tell what is asked?
+        asked, told = w.rng.sample(("where", "when", "how many", "colour"), 2)
+        story = w.story(topic, good)
+        texts = [w.fact(asked, story)[0], w.fact(asked if yes else told, story)[1]]
+    else:                                                # RTE: a hen is a beast, a boat is none
+        texts = [w.judge(topic, good), "The {kind} is {adjective}.".format(**w.story(second, w.coin()))]
+    return texts, (("entailment" if yes else "not_entailment") if task in ("QNLI", "RTE") else str(int(yes)))
+
+
+def toy_table(task, split, rows, w, seen):
+    """-> the text of one TSV file; no row's texts are in the set `seen`, to which they are added."""
+    train, test, text_columns, label_column = COLUMNS[task]
+    columns = (test if split == "test" else train).split("|")
+    if (task, split) == ("MNLI", "dev"):
+        columns[-1:-1] = ["label2", "label3", "label4", "label5"]
+    lines = [] if task == "CoLA" and split != "test" else ["\t".join(columns)]
+    for number in range(rows):
+        texts, label = toy_example(task, w)
+        while tuple(texts) in seen:
+            texts, label = toy_example(task, w)
+        seen.add(tuple(texts))
+        cells = dict(zip(text_columns.split("|"), texts)) | {
+            label_column: label, "index": number, "id": number, "source": "toy", "mark": "*" * (label == "0")}
+        lines.append("\t".join(str(cells.get(column, "")) for column in columns))
+    return "\n".join(lines) + "\n"
+
+
+def toy_squad(version, paragraphs, w):
+    """-> the text of one SQuAD file: 3 questions on each passage; in version 2.0 the last has no answer."""
+    articles = []
+    for number in range(paragraphs):
+        topic, good = w.rng.choice(TOPICS), w.coin()
+        story, kinds = w.story(topic, good), w.rng.sample(list(FACTS), 5)
+        told, untold = kinds[:3], [kind for kind in kinds[3:] if kind != "who"]
+        if "who" in told:                                # then no other sentence may give the name
+            story["who"] = story["she"].title()
+        passage, questions = [w.fact(kind, story)[1] for kind in told] + [w.judge(topic, good)], []
+        w.rng.shuffle(passage)
+        for kind in told if version == "1.1" else [*told[:2], untold[0]]:
+            question, _, answer = w.fact(kind, story)
+            found = [{"text": answer, "answer_start": " ".join(passage).index(answer)}] if kind in told else []
+            flag = {} if version == "1.1" else {"is_impossible": not found}
+            questions.append({"id": f"{number:05d}-{kind}", "question": question, "answers": found} | flag)
+        articles.append({"title": f"Toy_{number}", "paragraphs": [{"context": " ".join(passage), "qas": questions}]})
+    return json.dumps({"version": "1.1" if version == "1.1" else "v2.0", "data": articles}) + "\n"
+
+
+def toy_files(seed=0):
+    """Yields (relative path, text) of every toy file."""
+    def writer(name, view=slice(None), hints=0.0):
+        return ToyWriter(random.Random(f"{seed} {name}"), view, hints)
+
+    half, rest = slice(0, None, 2), slice(1, None, 2)
+    for name, count in (("corpus.txt", 3000), ("held-out.txt", 200)):
+        w = writer(name, hints=0.7)
+        yield name, "\n\n".join("\n".join(w.document()) for _ in range(count)) + "\n"
+    for task in COLUMNS:
+        seen, ends = set(), {"_matched": slice(None), "_mismatched": rest} if task == "MNLI" else {"": slice(None)}
+        name = f"glue/{task}/train.tsv"
+        yield name, toy_table(task, "train", 1600 if task in ("QQP", "MNLI") else 1000, writer(name, half), seen)
+        for split, rows in (("dev", 400), ("test", 100)):
+            for end, view in ends.items():               # mismatched: only words that training rows do not use
+                name = f"glue/{task}/{split}{end}.tsv"
+                yield name, toy_table(task, split, rows, writer(name, view), seen)
+    for version in ("1.1", "2.0"):
+        for split, count, view in (("train", 400, half), ("dev", 100, slice(None))):
+            name = f"squad/{split}-v{version}.json"
+            yield name, toy_squad(version, count, writer(name, view))
+
+
+def write_toy(folder, seed=0):
+    """Writes corpus.txt, held-out.txt, glue/<TASK>/*.tsv and squad/*.json -> the folder. Same seed, same bytes."""
+    for name, text in toy_files(seed):
+        write_beside(Path(folder) / name, text)
+    return Path(folder)
+
+
+# ---- Command line ---------------------------------------------------------------------------------------------
+
+
+def show(corpus, vocab, n, seed):
+    """Prints two pairs of a corpus (None: the toy one) on their way from raw text to a batch."""
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = corpus or [write_toy(folder, seed) / "corpus.txt"]
+        tokenizer = Tokenizer.train(corpus, vocab, seed)
+        documents = load_corpus(corpus, tokenizer)
+        print("raw text  ", *next(read_documents(corpus))[:4], sep="\n    ")
+    print("pieces    ", *tokenizer.pieces(np.concatenate(documents[0][:4])))
+    for ids, segments, label in make_pairs(documents, n, random.Random(seed))[:2]:
+        masked, positions, targets = mask_tokens(ids, tokenizer.vocab_size, np.random.default_rng(seed))
+        print("\nthe pair  ", *tokenizer.pieces(ids))
+        print("segments  ", *segments)
+        print("next      ", label, "(b is from another document)" if label else "(b follows a)")
+        print("masked    ", *tokenizer.pieces(masked))
+        print("targets   ", *(f"{where}:{piece}" for where, piece in zip(positions, tokenizer.pieces(targets))))
+    batches = PretrainingData(documents, n, 16, tokenizer.vocab_size, seed)
+    print(f"\n{len(documents)} documents, {batches.steps_per_epoch} steps of 16 pairs an epoch; a batch:")
+    for key, value in batches.batch(0).items():
+        print(f"    {key:10s} {value.dtype} {value.shape}")
+
+
+def main(argv=None):
+    parser = Parser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    toy = commands.add_parser("toy", help="write the toy corpus, GLUE and SQuAD files")
+    toy.add_argument("folder", help="a new or empty folder")
+    toy.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
+    one = commands.add_parser("show", help="follow two training pairs from raw text to arrays")
+    one.add_argument("--corpus", nargs="+", help="text files, .gz and .xz too; the toy corpus if not given")
+    one.add_argument("--vocab", type=int, default=TOY_VOCAB, help="pieces of the tokenizer")
+    one.add_argument("--n", type=int, default=40, help="tokens of a pair")
+    for command in (toy, one):
+        command.add_argument("--seed", type=int, default=0, help="of everything random")
+    args = parser.parse_args(argv)
+    if args.command == "show":
+        show(args.corpus, args.vocab, args.n, args.seed)
+    elif os.path.isdir(args.folder) and os.listdir(args.folder) and not args.overwrite:
+        raise UserError(f"{args.folder}: not empty; name a new folder or add --overwrite")
+    else:
+        print("wrote", write_toy(args.folder, args.seed))
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,729 @@
+"""Fine-tuning and its scores: GLUE and SQuAD (paper: "Datasets and metrics", Appendix C, Tables 2 to 5).
+
+A pre-trained encoder is judged by what it learns from labelled rows: a copy of it gets one linear map on top, all
+weights are trained for a few epochs, and a metric compares its predictions with the gold labels of the dev file.
+The search uses the mean of such scores as its fitness; the tables of the paper are such scores.
+
+Glossary: B rows in a batch, n tokens in a row, d hidden size; gold = the file's label, predicted = the model's;
+dev = the labelled rows a task is judged on (MNLI has two: matched, and mismatched, "mm"); window = a stretch of a
+long passage that fits n tokens; null = "the passage has no answer", read at [CLS]; tau = the null threshold.
+
+    python glue.py                                               what the tasks are, and what their metrics say
+    python glue.py finetune --checkpoint C --glue FOLDER --task all
+    python glue.py squad --checkpoint C --train train-v2.0.json --dev dev-v2.0.json --v2
+    python glue.py pays                                          does pre-training pay? at toy size, in minutes
+
+Read after autobert.py.
+"""
+import copy
+import json
+import math
+import re
+import string
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import autobert
+import data
+from autobert import Diverged
+from data import UserError
+
+# ---- metrics (Appendix C), from their definitions ----------------------------------------------------------------
+
+
+def _pair(x, y):
+    """Two sequences -> two float vectors of one length. ValueError if empty, of unequal length, or not finite."""
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if x.ndim != 1 or x.shape != y.shape or x.size == 0:
+        raise ValueError(f"shapes {x.shape} and {y.shape}: expected two non-empty vectors of one length")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("NaN or infinity: expected finite numbers")
+    return x, y
+
+
+def accuracy(gold, predicted):
+    """Share of rows that agree. Example: [0, 1, 1, 1], [0, 1, 0, 1] -> 0.75"""
+    gold, predicted = _pair(gold, predicted)
+    return float((gold == predicted).mean())
+
+
+def _confusion(gold, predicted):
+    gold, predicted = _pair(gold, predicted)
+    g, p = gold == 1, predicted == 1                                # class 1 is the positive one
+    return int((g & p).sum()), int((~g & p).sum()), int((g & ~p).sum()), int((~g & ~p).sum())   # tp fp fn tn
+
+
+def matthews(gold, predicted):
+    """Matthews correlation of two binary vectors, -1..1; 0 if a margin is 0. Example: [1, 1, 0], [1, 0, 0] -> 0.5"""
+    tp, fp, fn, tn = _confusion(gold, predicted)
+    margins = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)         # Python integers: no overflow
+    return (tp * tn - fp * fn) / math.sqrt(margins) if margins else 0.0
+
+
+def f1(gold, predicted):
+    """F1 of class 1; 0 if there is no true positive. Example: [1, 1, 0], [1, 0, 0] -> 0.667"""
+    tp, fp, fn, _ = _confusion(gold, predicted)
+    return 2 * tp / (2 * tp + fp + fn) if tp else 0.0
+
+
+def pearson(x, y):
+    """Pearson correlation; 0 if x or y is constant. Example: [1, 2, 3], [1, 2, 4] -> 0.982"""
+    x, y = _pair(x, y)
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    x, y = (v / np.abs(v).max() - (v / np.abs(v).max()).mean() for v in (x, y))
+    return float(np.clip(x @ y / math.sqrt((x @ x) * (y @ y)), -1, 1))
+
+
+def average_ranks(x):
+    """Ranks from 1, equal values share their mean rank. Example: [10, 30, 10] -> [1.5, 3, 1.5]"""
+    _, which, count = np.unique(x, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2)[which]
+
+
+def spearman(x, y):
+    """Pearson correlation of the average ranks; 0 if x or y is constant. Example: [1, 2, 9], [1, 5, 4] -> 0.5"""
+    x, y = _pair(x, y)
+    return pearson(average_ranks(x), average_ranks(y))
+
+
+def _inversions(r):
+    """Pairs i < j with r[i] > r[j], r integers >= 0. Example: [2, 0, 1] -> 2
+
+    Such a pair agrees in its upper bits and then has 1 before 0: count the ones before each zero, bit by bit."""
+    total = 0
+    for bit in reversed(range(int(r.max()).bit_length())):
+        r = r[np.argsort(r >> (bit + 1), kind="stable")]            # equal upper bits together, else in first order
+        upper, one = r >> (bit + 1), r >> bit & 1
+        ones_before = np.cumsum(one) - one
+        ones_before -= ones_before[np.searchsorted(upper, upper)]   # only those with the same upper bits
+        total += int(ones_before[one == 0].sum())
+    return total
+
+
+def kendall_tau(x, y):
+    """(tau_b, p) of Kendall's rank correlation (Fig. 8), ties allowed. Example: [1, 2, 3], [1, 3, 2] -> (.333, .602)
+
+    p: two-sided, of "no association", by the normal approximation with the tie correction: below n = 10 a rough one.
+    Degenerate input (n = 1, or all of x or of y equal) -> (0.0, 1.0). About n log n steps, not n squared."""
+    x, y = (np.unique(v, return_inverse=True)[1] for v in _pair(x, y))          # dense ranks from 0
+    n, order = len(x), np.lexsort((y, x))                           # by x, ties of x by y: a tie is no inversion
+    tx, ty, txy = (np.unique(v, return_counts=True)[1].astype(float) for v in (x, y, x * (int(y.max()) + 1) + y))
+    pairs, same_x, same_y, same_both = (float((t * (t - 1) / 2).sum()) for t in (np.array([n]), tx, ty, txy))
+    if same_x == pairs or same_y == pairs:
+        return 0.0, 1.0
+    discordant = _inversions(y[order])
+    s = pairs - same_x - same_y + same_both - 2 * discordant        # concordant minus discordant
+    v0, vx, vy = (float((t * (t - 1) * (2 * t + 5)).sum()) for t in (np.array([float(n)]), tx, ty))
+    variance = (v0 - vx - vy) / 18 + same_x * same_y / pairs
+    triples_x, triples_y = (float((t * (t - 1) * (t - 2)).sum()) for t in (tx, ty))
+    variance += triples_x * triples_y / (18 * pairs * max(1, n - 2))
+    tau = s / math.sqrt(pairs - same_x) / math.sqrt(pairs - same_y)
+    return tau, math.erfc(abs(s) / math.sqrt(2 * variance))
+
+
+METRICS = {"accuracy": accuracy, "matthews": matthews, "f1": f1, "pearson": pearson, "spearman": spearman}
+
+
+def unit_score(score):
+    """The score as the search's fitness, clipped to [0, 1]. Example: -0.1 -> 0.0"""
+    return min(1.0, max(0.0, float(score)))
+
+
+# ---- the eight tasks (Appendix C.1) ------------------------------------------------------------------------------
+
+_FILES = {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv"}
+_MNLI_FILES = {"train": "train.tsv", "dev": "dev_matched.tsv", "dev_mm": "dev_mismatched.tsv",
+               "test": "test_matched.tsv", "test_mm": "test_mismatched.tsv"}
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """How the files of a task are read, and how it is scored. Columns count from 0; -1 is the last."""
+    name: str
+    columns: tuple                     # text columns of train and dev
+    label: int                         # label column of train and dev
+    test_columns: tuple                # text columns of test, which has no label
+    labels: tuple | None               # label strings in id order; None: a number 0..5 (regression)
+    metrics: tuple                     # the first is the task's score, the others stand beside it
+    small_metric: str | None = None    # the score for the small size (Table 4, footnote 2), if another one
+    header: bool = True                # train and dev begin with a line of column names; test always does
+    files: dict = field(default_factory=lambda: _FILES)             # split -> file name
+
+    @property
+    def dev(self):
+        return [split for split in self.files if split.startswith("dev")]
+
+    def metric(self, small=False):
+        return self.small_metric if small and self.small_metric else self.metrics[0]
+
+
+_01, _ENTAIL, _ACC = ("0", "1"), ("entailment", "not_entailment"), ("accuracy",)
+TASKS = {task.name: task for task in (
+    Task("CoLA", (3,), 1, (1,), _01, ("matthews", "accuracy"), header=False),
+    Task("SST-2", (0,), 1, (1,), _01, _ACC),
+    Task("MRPC", (3, 4), 0, (3, 4), _01, ("f1", "accuracy"), "accuracy"),
+    Task("STS-B", (7, 8), -1, (7, 8), None, ("spearman", "pearson")),
+    Task("QQP", (3, 4), 5, (1, 2), _01, ("f1", "accuracy"), "accuracy"),
+    Task("MNLI", (8, 9), -1, (8, 9), ("contradiction", "entailment", "neutral"), _ACC, files=_MNLI_FILES),
+    Task("QNLI", (1, 2), -1, (1, 2), _ENTAIL, _ACC),
+    Task("RTE", (1, 2), -1, (1, 2), _ENTAIL, _ACC),
+)}
+
+
+def find_task(task):
+    """The Task of a name; a Task is given back. UserError for an unknown name."""
+    if task not in TASKS and not isinstance(task, Task):
+        raise UserError(f"task {task!r}: expected one of {', '.join(TASKS)}")
+    return TASKS.get(task, task)
+
+
+def _label(text, task):
+    """The id, or for STS-B the number, of a label as written; None if it is no label of the task."""
+    try:
+        label = task.labels.index(text) if task.labels else float(text)
+    except ValueError:
+        return None
+    return label if 0 <= label <= 5 else None                       # NaN fails both comparisons
+
+
+def read_task(folder, task, split):
+    """folder/<TASK>/<file of split> -> [(text_a, text_b or None, label or None)]; label = id, or a float for STS-B.
+
+    A train row of QQP that is too short is skipped and counted, as in BERT's reader; all else that is wrong is a
+    UserError: no such task, split or file, a short row, an unknown label, no rows."""
+    task = find_task(task)
+    if split not in task.files:
+        raise UserError(f"split {split!r} of {task.name}: expected one of {', '.join(task.files)}")
+    path, test, examples, skipped = Path(folder) / task.name / task.files[split], split.startswith("test"), [], 0
+    columns, header = (task.test_columns, True) if test else (task.columns, task.header)
+    # not csv, which swallows rows after a `"`; nor splitlines, for which U+2028 within a text ends a line
+    rows = [(number, line.rstrip("\r\n").split("\t")) for number, line in data.read_lines(path)]
+    needed = 1 + max(columns + (() if test else (task.label,)))
+    width = max(needed, len(rows[0][1])) if header and rows else needed         # a header also tells where -1 is
+    for number, row in rows[header:]:
+        if len(row) < width:
+            if (task.name, split) == ("QQP", "train"):
+                skipped += 1
+                continue
+            raise UserError(f"{len(row)} columns, {path}:{number}, expected {width}")
+        label = None if test else _label(row[task.label], task)
+        if label is None and not test:
+            raise UserError(f"label {row[task.label]!r}, {path}:{number}, expected "
+                            + ("a number 0 to 5" if task.labels is None else " or ".join(task.labels)))
+        examples.append((row[columns[0]], row[columns[1]] if len(columns) > 1 else None, label))
+    if skipped:
+        log(task=task.name, file=path, short_rows_skipped=skipped)
+    if not examples:
+        raise UserError(f"0 rows, {path}, expected at least one")
+    return examples
+
+
+class Encoded(NamedTuple):
+    rows: list           # of (ids, segments), each (at most n,) int32
+    labels: np.ndarray   # (rows,) int64 ids, float64 for STS-B; SQuAD: (rows, 2) positions of start and end
+
+
+def encode_task(examples, task, tokenizer, n):
+    """What read_task gives -> Encoded: [CLS] a [SEP] or [CLS] a [SEP] b [SEP], cut to n tokens. No label -> -1."""
+    rows = [tuple(map(np.int32, data.pack(tokenizer.encode(a), None if b is None else tokenizer.encode(b), n)))
+            for a, b, _ in examples]
+    kind = np.float64 if find_task(task).labels is None else np.int64
+    return Encoded(rows, np.array([-1 if label is None else label for _, _, label in examples], dtype=kind))
+
+
+def load_task(folder, task, tokenizer, n):
+    """-> (train: Encoded, dev: {split: Encoded}); MNLI has the two dev splits "dev" and "dev_mm"."""
+    task = find_task(task)
+    read = {split: encode_task(read_task(folder, task, split), task, tokenizer, n) for split in ("train", *task.dev)}
+    return read.pop("train"), read
+
+
+# ---- fine-tuning: one model and one loop for all tasks and SQuAD ---------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """Lengths in tokens; the last three are SQuAD's. The defaults suit the toy size."""
+    epochs: int = 3
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.1        # share of all steps
+    batch: int = 16
+    eval_batch: int = 128
+    n: int = 40                # of a row; SQuAD: of a window
+    small: bool = False        # score MRPC and QQP by accuracy, as Table 4 does for the small size
+    stride: int = 24           # between the beginnings of two windows
+    max_question: int = 16
+    max_answer: int = 30
+
+
+# the search's fast fine-tuning (appendix: "model evaluation phase"); CHOICE: batch 32, which is not given
+PAPER = FinetuneSettings(lr=2e-5, warmup=0.01, batch=32, n=128)
+PAPER_SQUAD = replace(PAPER, n=384, stride=128, max_question=64)    # v1.1: 3 epochs, batch 32; windows as BERT's
+PRESETS = {"toy": FinetuneSettings(), "paper": PAPER}
+SQUAD_PRESETS = {("toy", "v1.1"): FinetuneSettings(n=64), ("toy", "v2.0"): FinetuneSettings(n=64),
+                 ("paper", "v1.1"): PAPER_SQUAD, ("paper", "v2.0"): replace(PAPER_SQUAD, epochs=2, batch=48)}
+
+
+class Finetuned(nn.Module):
+    """An encoder and one linear map: on the pooled [CLS] -> (B, outputs), or on every token -> (B, n, outputs)."""
+
+    def __init__(self, encoder, outputs, per_token):
+        super().__init__()
+        self.encoder, self.per_token = copy.deepcopy(encoder), per_token        # the caller's weights stay
+        self.dropout, self.head = nn.Dropout(encoder.config.dropout), nn.Linear(encoder.config.hidden, outputs)
+        autobert.init_weights(self.head, encoder.config.init_std)
+
+    def forward(self, batch):
+        hidden = self.encoder(batch["ids"], batch["segments"], batch["mask"])   # (B, n, d)
+        if not self.per_token:
+            return self.head(self.dropout(self.encoder.pool(hidden)))           # (B, outputs)
+        # subtle: padding must get no share of the softmax over positions, or a row's loss depends on its batch
+        return self.head(self.dropout(hidden)).masked_fill(~batch["mask"][..., None], -1e30)       # (B, n, outputs)
+
+
+def score_loss(output, y):
+    """STS-B: the squared error of the score as a share, 0..5 -> 0..1. All else, spans too, has F.cross_entropy."""
+    return F.mse_loss(output[:, 0], y.to(output.dtype) / 5)
+
+
+def fit(encoder, outputs, loss_of, train, settings, seed, device, per_token=False):
+    """A fine-tuned copy of the encoder. Draws only from `seed`, whatever was drawn before. Diverged if it does."""
+    order, step = np.random.default_rng(seed), 0
+    steps = settings.epochs * math.ceil(len(train.rows) / settings.batch)
+    with autobert.seeded(seed):                                     # 1. head and dropout from the seed
+        model = Finetuned(encoder, outputs, per_token).to(device).train()
+        optimizer = autobert.make_optimizer(model, settings.lr, settings.weight_decay)
+        for _ in range(settings.epochs):
+            shuffled = order.permutation(len(train.rows))           # 2. a new order in every epoch
+            for picked in (shuffled[i:i + settings.batch] for i in range(0, len(shuffled), settings.batch)):
+                batch = autobert.to_device(data.collate([train.rows[i] for i in picked]), device)
+                labels = torch.from_numpy(train.labels[picked]).to(device)
+                for group in optimizer.param_groups:                # 3. learning rate of this step
+                    group["lr"] = autobert.lr_at(step, steps, settings.lr, settings.warmup)
+                loss = loss_of(model(batch), labels)                # 4. forward, loss
+                if not torch.isfinite(loss):
+                    raise Diverged(f"loss {loss.item()} at step {step} of {steps}")
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()                                     # 5. backward, clip, step
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                step += 1
+    return model.eval()
+
+
+@torch.no_grad()
+def outputs_of(model, rows, settings, device):
+    """The output for every row, a list of arrays: (outputs,) or (n of its batch, outputs). Diverged if not finite."""
+    outputs = []
+    for i in range(0, len(rows), settings.eval_batch):
+        batch = autobert.to_device(data.collate(rows[i:i + settings.eval_batch]), device)
+        outputs.extend(model(batch).float().cpu().numpy())
+    if not all(np.isfinite(output).all() for output in outputs):
+        raise Diverged("an output that is not finite")
+    return outputs
+
+
+def predict(model, task, rows, settings, device):
+    """(rows,) class ids, or for STS-B numbers around 0..5."""
+    outputs = np.stack(outputs_of(model, rows, settings, device))   # (rows, outputs)
+    return outputs.argmax(1) if task.labels else outputs[:, 0] * 5
+
+
+def scores(task, dev, predicted, small=False):
+    """{split: Encoded}, {split: predictions} -> {"matthews": .., "accuracy": .., "score": ..}, for MNLI also
+    "accuracy_mm". "score" is the task's own metric, for MNLI the mean of its two; it may be negative."""
+    result = {metric + split.removeprefix("dev"): METRICS[metric](dev[split].labels, predicted[split])
+              for split in dev for metric in task.metrics}
+    result["score"] = float(np.mean([result[task.metric(small) + split.removeprefix("dev")] for split in dev]))
+    return result
+
+
+def finetune(encoder, task, train, dev, settings=FinetuneSettings(), seed=0, device="cpu"):
+    """Train a copy of the encoder on `train` and score it on `dev`, as load_task gives them -> see `scores`."""
+    task = find_task(task)
+    loss_of, outputs = (F.cross_entropy, len(task.labels)) if task.labels else (score_loss, 1)
+    model = fit(encoder, outputs, loss_of, train, settings, seed, device)
+    predicted = {split: predict(model, task, dev[split].rows, settings, device) for split in dev}
+    return scores(task, dev, predicted, settings.small)
+
+
+def majority(task, train, dev, small=False):
+    """The scores of a constant: the commonest label of train (the smaller id on a tie), or the mean for STS-B."""
+    task = find_task(task)
+    constant = np.bincount(train.labels).argmax() if task.labels else train.labels.mean()
+    return scores(task, dev, {split: np.full(len(dev[split].labels), constant) for split in dev}, small)
+
+
+# ---- SQuAD (Appendix C.2): reading and scoring ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Question:
+    id: str
+    text: str
+    context: str
+    answers: list               # of (text, first character); [] if there is none
+    v2: bool                    # from a v2.0 file, whose questions may have no answer
+
+
+def parse_squad(dataset):
+    """The parsed official JSON (the whole, or its "data") -> [Question]. KeyError or TypeError if it is none."""
+    entries = [(paragraph["context"], qa) for article in (dataset["data"] if isinstance(dataset, dict) else dataset)
+               for paragraph in article["paragraphs"] for qa in paragraph["qas"]]
+    v2 = any("is_impossible" in qa for _, qa in entries)
+    return [Question(qa["id"], qa["question"], context, [(a["text"], a["answer_start"]) for a in qa["answers"]], v2)
+            for context, qa in entries]
+
+
+def read_squad(path):
+    """train or dev, v1.1 or v2.0, as .json, .json.xz or .json.gz -> [Question]. UserError if anything is wrong."""
+    try:
+        questions = parse_squad(json.loads("".join(line for _, line in data.read_lines(path))))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: {type(error).__name__} {error}; expected SQuAD's JSON") from None
+    for q in questions:
+        for text, start in q.answers:
+            if q.context[start:start + len(text)] != text:
+                raise UserError(f"answer {text!r}, {path}, question {q.id}: expected at character {start}")
+    if not questions or len({q.id for q in questions}) < len(questions):
+        raise UserError(f"{len(questions)} questions, {path}: expected at least one, and no id twice")
+    return questions
+
+
+_ARTICLES, _PUNCTUATION = re.compile(r"\b(a|an|the)\b"), str.maketrans("", "", string.punctuation)
+
+
+def normalize_answer(text):
+    """Lower case, no ASCII punctuation, no articles, single spaces. Example: "The  U.S. Army!" -> "us army" """
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def question_scores(question, text):
+    """(exact, F1) of one predicted text, each the best over the gold answers, 0..1, as in the official scorers."""
+    golds, said = [gold for gold, _ in question.answers], normalize_answer(text).split()
+    if question.v2:                                                 # no answer is written as one empty gold
+        golds = [gold for gold in golds if normalize_answer(gold)] or [""]
+    exact = f = 0.0
+    for gold in (normalize_answer(gold).split() for gold in golds):
+        common = sum((Counter(gold) & Counter(said)).values())
+        exact = max(exact, float(gold == said))
+        # the two official scorers differ when both are empty: v2.0 gives F1 1, v1.1 gives 0
+        f = max(f, 2 * common / (len(gold) + len(said)) if common else float(question.v2 and not gold and not said))
+    return exact, f
+
+
+def squad_scores(dataset, predictions):
+    """{"exact", "f1", "total"} in 0..100, for v2.0 also HasAns_ and NoAns_ of each. dataset: the official JSON (or
+    its "data"), or [Question]; predictions: {id: text}. CHOICE: a missing id scores 0, as in the v1.1 scorer."""
+    questions = dataset if isinstance(dataset, list) and isinstance(dataset[0], Question) else parse_squad(dataset)
+    each = np.array([question_scores(q, predictions[q.id]) if q.id in predictions else (0.0, 0.0) for q in questions])
+    has = np.array([bool(q.answers) for q in questions])
+    result, parts = {}, {"": has | True, **({"HasAns_": has, "NoAns_": ~has} if questions[0].v2 else {})}
+    for name, part in parts.items():
+        if part.any():
+            exact, f = 100 * each[part].mean(0)
+            result |= {name + "exact": float(exact), name + "f1": float(f), name + "total": int(part.sum())}
+    return result
+
+
+def random_span_scores(questions, seed=0):
+    """The scores of a random answer: 1 to 3 neighbouring words of the passage, uniformly drawn."""
+    rng, predictions = np.random.default_rng(seed), {}
+    for q in questions:
+        words = q.context.split() or [""]
+        first, length = rng.integers(len(words)), rng.integers(1, 4)
+        predictions[q.id] = " ".join(words[first:first + length])
+    return squad_scores(questions, predictions)
+
+
+# ---- SQuAD: windows, decoding, fine-tuning -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Window:
+    question: int            # index into the questions
+    row: tuple               # (ids, segments): [CLS] question [SEP] passage tokens [SEP]
+    first: int               # position in the row of the first passage token
+    offsets: np.ndarray      # (m, 2) characters of the m passage tokens: begin, end
+    owned: np.ndarray        # (m,) bool: no other window shows this token with more context
+    span: tuple              # positions in the row of the gold answer's first and last token; (0, 0) = not in here
+
+
+def token_span(answers, offsets):
+    """First and last token that the first gold answer touches; (-1, -1) if there is no answer, or no such token."""
+    text, start = answers[0] if answers else ("", 0)
+    first = int(np.searchsorted(offsets[:, 1], start, side="right"))            # the first that ends behind its start
+    last = int(np.searchsorted(offsets[:, 0], start + len(text), side="left")) - 1
+    return (first, last) if answers and first <= last else (-1, -1)
+
+
+def owners(starts, ends, total):
+    """(windows, total) bool: True where the token is in the window with the most context for it, as in BERT: the
+    smaller of the numbers of tokens left and right of it, then the longer window, then the earlier one."""
+    at, starts, ends = np.arange(total), np.array(starts)[:, None], np.array(ends)[:, None]
+    context = np.minimum(at - starts, ends - 1 - at)                # (windows, total), < 0 outside
+    context = np.where(context < 0, -1, context + 0.01 * (ends - starts))
+    return context.argmax(0) == np.arange(len(starts))[:, None]
+
+
+def squad_windows(questions, tokenizer, s):
+    """Every question with every stretch of its passage that fits -> [Window], in the order of the questions."""
+    windows, known = [], None
+    for index, q in enumerate(questions):
+        if q.context is not known:                                  # questions of one paragraph share the string
+            known, (ids, offsets) = q.context, tokenizer.encode_with_offsets(q.context)
+            offsets = np.array(offsets, dtype=np.int32).reshape(-1, 2)
+        asked = tokenizer.encode(q.text)[:min(s.max_question, s.n - 4)]
+        room = s.n - len(asked) - 3
+        stride = min(s.stride, room)
+        starts = range(0, max(1, len(ids) - room + stride), stride)
+        ends = [min(start + room, len(ids)) for start in starts]
+        owned = owners(starts, ends, len(ids))
+        first, last = token_span(q.answers, offsets)
+        for w, (start, end) in enumerate(zip(starts, ends)):
+            shift = len(asked) + 2 - start                          # passage token -> position in the row
+            span = (first + shift, last + shift) if start <= first and last < end else (0, 0)
+            row = tuple(map(np.int32, data.pack(asked, ids[start:end], s.n)))
+            windows.append(Window(index, row, len(asked) + 2, offsets[start:end], owned[w, start:end], span))
+    return windows
+
+
+def best_span(start, end, owned, max_answer):
+    """(score, first, last) of the best span; it begins at an owned token. start, end: (m,) logits. None if m is 0.
+
+    DEVIATION: BERT combines the 20 best starts with the 20 best ends; here all legal spans compete, which finds the
+    same span or one that the model scores higher, and never leaves the list empty."""
+    score = np.where(owned[:, None], start[:, None] + end[None, :], -np.inf)    # (m, m): first, last
+    score[np.tri(len(start), k=-1, dtype=bool) | ~np.tri(len(start), k=max_answer - 1, dtype=bool)] = -np.inf
+    if not owned.any():
+        return None
+    first, last = np.unravel_index(score.argmax(), score.shape)
+    return float(score[first, last]), int(first), int(last)
+
+
+def decode_squad(questions, windows, outputs, s):
+    """outputs[w]: (n, 2) logits of start and end -> {id: (text, margin)}, one for every question: the best span over
+    its windows, '' if there is none; null score - score of that span, so '' is the answer where margin > tau."""
+    best, null = {}, {}
+    for window, logits in zip(windows, outputs):
+        at, m = window.question, len(window.offsets)
+        inside = logits[window.first:window.first + m].astype(np.float64)       # (m, 2)
+        null[at] = min(null.get(at, np.inf), float(logits[0].astype(np.float64).sum()))
+        found = best_span(inside[:, 0], inside[:, 1], window.owned, s.max_answer)
+        if found and found[0] > best.get(at, (-np.inf,))[0]:
+            text = questions[at].context[window.offsets[found[1], 0]:window.offsets[found[2], 1]]
+            best[at] = (found[0], text.strip())
+    return {q.id: (best[i][1], null[i] - best[i][0]) if i in best else ("", np.inf) for i, q in enumerate(questions)}
+
+
+def squad_predictions(questions, answers, tau=0.0):
+    """What decode_squad gives -> {id: text}; only a v2.0 file's questions can be judged to have no answer."""
+    return {q.id: "" if q.v2 and answers[q.id][1] > tau else answers[q.id][0] for q in questions}
+
+
+def best_tau(questions, answers):
+    """The threshold with the best F1 on these questions, the smallest on a tie. One sorted sweep."""
+    margins = np.array([answers[q.id][1] for q in questions])
+    gain = np.array([question_scores(q, answers[q.id][0])[1] - question_scores(q, "")[1] for q in questions])
+    order = np.argsort(margins, kind="stable")
+    margins, total = margins[order], np.cumsum(gain[order])         # total[i]: answer all with margin <= margins[i]
+    total[np.append(margins[1:] == margins[:-1], False)] = -np.inf  # equal margins are answered together
+    i = int(total.argmax())
+    return float(margins[i]) if total[i] > 0 else float(margins[0]) - 1.0
+
+
+def finetune_squad(encoder, tokenizer, train, dev, settings=SQUAD_PRESETS["toy", "v1.1"], seed=0, device="cpu"):
+    """[Question], [Question] -> squad_scores at tau = 0, with "score" = F1 / 100 and "predictions" = {id: text}; for
+    v2.0 also "tau", "tau_exact", "tau_f1" at the threshold that is best on dev."""
+    windows = squad_windows(train, tokenizer, settings)
+    rows = Encoded([w.row for w in windows], np.array([w.span for w in windows], dtype=np.int64))
+    model = fit(encoder, 2, F.cross_entropy, rows, settings, seed, device, per_token=True)
+    windows = squad_windows(dev, tokenizer, settings)
+    answers = decode_squad(dev, windows, outputs_of(model, [w.row for w in windows], settings, device), settings)
+    predictions = squad_predictions(dev, answers)
+    result = squad_scores(dev, predictions)
+    result |= {"score": result["f1"] / 100, "predictions": predictions}
+    if dev[0].v2:
+        tau = best_tau(dev, answers)
+        at = squad_scores(dev, squad_predictions(dev, answers, tau))
+        result |= {"tau": tau, "tau_exact": at["exact"], "tau_f1": at["f1"]}
+    return result
+
+
+# ---- command line --------------------------------------------------------------------------------------------------
+
+
+def log(**pairs):
+    """One line of progress, key=value, on stderr."""
+    print(*(f"{k}={v:.4f}" if isinstance(v, float) else f"{k}={v}" for k, v in pairs.items()), file=sys.stderr)
+
+
+def show(header, rows, out=None):
+    """Print a table, and write it to `out` as TSV."""
+    rows = [header, *([f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    if out:
+        data.write_beside(out, "".join("\t".join(row) + "\n" for row in rows))
+
+
+def teach(args):
+    """The tasks, and what the metrics say of a few predictions."""
+    show(["task", "texts", "labels", "scored by"],
+         [[t.name, len(t.columns), " ".join(t.labels or ["0..5"]), ", ".join(t.metrics)] for t in TASKS.values()])
+    gold = [1, 1, 1, 0, 1, 0, 1, 0]
+    print(f"\nWhat metrics say (x 100) where gold is {gold}")
+    rows = [[said, *(100 * metric(gold, said) for metric in METRICS.values())] for said in (
+        gold, [1, 1, 0, 0, 1, 0, 1, 1], [1] * 8, [0] * 8, [.9, .9, .8, .3, .7, .1, .9, .2], [0, 0, 0, 1, 0, 1, 0, 1])]
+    show(["predicted", *METRICS], rows)
+
+
+def positive(kind):
+    """For argparse: reads an int from 1, or a finite float from 0."""
+    def number(text):
+        if not (kind is int) <= kind(text) < math.inf:
+            raise ValueError
+        return kind(text)
+    return number
+
+
+def resolved(args, preset, device):
+    """The preset with what was given on the command line put in; printed with the other arguments."""
+    given = {f.name: getattr(args, f.name) for f in fields(preset) if getattr(args, f.name) is not None}
+    settings = replace(preset, **given)
+    if settings.n < 8:
+        raise UserError(f"--n {settings.n}: expected at least 8 tokens")
+    print(json.dumps(vars(args) | asdict(settings) | {"device": str(device), "run": args.run.__name__}))
+    return settings
+
+
+def finetune_command(args):
+    """fine-tune on GLUE tasks and score on dev"""
+    device, rows, counted = autobert.find_device(args.device), [], []
+    model, tokenizer = autobert.load_checkpoint(args.checkpoint, device)
+    settings = resolved(args, PRESETS[args.preset], device)
+    for name in TASKS if args.task == "all" else [args.task]:
+        train, dev = load_task(args.glue, name, tokenizer, settings.n)
+        results, constant = [], majority(name, train, dev, settings.small)
+        for seed in range(args.seed, args.seed + args.seeds):
+            results.append(finetune(model.encoder, name, train, dev, settings, seed, device))
+            log(task=name, seed=seed, **results[-1])
+        for metric in list(constant)[:-1]:                          # without "score", which repeats one of them
+            values = [100 * result[metric] for result in results]
+            rows.append([name, metric, float(np.median(values)), float(np.std(values)), 100 * constant[metric]])
+            if metric.removesuffix("_mm") == TASKS[name].metric(settings.small):
+                counted.append(rows[-1][2:])
+    average = np.mean(counted, axis=0).tolist()                     # m and mm of MNLI count apart: nine numbers
+    rows.append(["AVG", f"of {len(counted)}", average[0], "", average[2]])
+    show(["task", "metric", "median", "sd", "majority"], rows, args.out)
+
+
+def squad_command(args):
+    """fine-tune on SQuAD and score on dev; --out writes the predictions"""
+    device, version = autobert.find_device(args.device), "v2.0" if args.v2 else "v1.1"
+    train, dev = read_squad(args.train), read_squad(args.dev)
+    if args.v2 != dev[0].v2:
+        raise UserError(f"{args.dev}: expected a {version} file, or {'no --v2' if args.v2 else '--v2'}")
+    model, tokenizer = autobert.load_checkpoint(args.checkpoint, device)
+    settings = resolved(args, SQUAD_PRESETS[args.preset, version], device)
+    result = finetune_squad(model.encoder, tokenizer, train, dev, settings, args.seed, device)
+    if args.out:
+        data.write_beside(args.out, json.dumps(result["predictions"], ensure_ascii=False) + "\n")
+    random = random_span_scores(dev, args.seed)
+    show(["", "value", "random span"],
+         [[key, x, random.get(key, "")] for key, x in result.items() if key not in ("predictions", "score")])
+
+
+def toy_jobs(folder, tokenizer, device):
+    """The toy tasks and SQuADs -> {name: (baseline score, job)}; job(encoder, seed=0)["score"] fine-tunes a copy."""
+    jobs = {}
+    for name in TASKS:
+        train, dev = load_task(folder / "glue", name, tokenizer, FinetuneSettings.n)
+        jobs[name] = (majority(name, train, dev)["score"],
+                      partial(finetune, task=name, train=train, dev=dev, device=device))
+    for version in ("v1.1", "v2.0"):
+        train, dev = (read_squad(folder / "squad" / f"{split}-{version}.json") for split in ("train", "dev"))
+        silent = squad_scores(dev, {q.id: "" for q in dev})         # for v2.0 the majority
+        jobs[f"SQuAD {version}"] = (max(random_span_scores(dev)["f1"], silent["f1"]) / 100, partial(
+            finetune_squad, tokenizer=tokenizer, train=train, dev=dev, device=device))
+    return jobs
+
+
+def pays_command(args):
+    """show on toy data what fine-tuning gains by pre-training"""
+    device, rows = autobert.find_device(args.device), []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = data.write_toy(folder)
+        tokenizer = data.Tokenizer.train([folder / "corpus.txt"], data.TOY_VOCAB)
+        documents, jobs = data.load_corpus([folder / "corpus.txt"], tokenizer), toy_jobs(folder, tokenizer, device)
+    config = replace(autobert.SIZES["toy"], vocab=tokenizer.vocab_size)
+    backbone = autobert.at_depth(autobert.BACKBONES["autobert-zero"], config.layers)
+    found = {name: [] for name in jobs}                             # per seed: scores from random and trained weights
+    for seed in range(args.seed, args.seed + args.seeds):
+        settings = replace(autobert.PRETRAIN["toy"], steps=args.steps, seed=seed)
+        with autobert.seeded(seed):
+            model = autobert.Pretraining(config, backbone)
+        start = copy.deepcopy(model.encoder).to(device)
+        batches = data.PretrainingData(documents, settings.n, settings.batch, config.vocab, seed)
+        autobert.pretrain(model, batches, settings, device, lambda step, _, parts: log(seed=seed, step=step, **parts))
+        for name, (_, job) in jobs.items():
+            found[name].append([job(encoder, seed=seed)["score"] for encoder in (start, model.encoder)])
+            log(seed=seed, task=name, random=found[name][-1][0], trained=found[name][-1][1])
+    table = {name: (baseline, np.array(found[name])) for name, (baseline, _) in jobs.items()}
+    parts = [table[name] for name in data.TOY_SEARCH_TASKS]         # what the toy search takes as fitness
+    table["mean of " + " ".join(data.TOY_SEARCH_TASKS)] = tuple(np.mean([np.clip(x, 0, 1) for x in column], axis=0)
+                                                                for column in zip(*parts))
+    for name, (baseline, scored) in table.items():
+        (random, trained), (sd, sd2) = 100 * scored.mean(axis=0), 100 * scored.std(axis=0)
+        rows.append([name, *map(float, (100 * baseline, random, sd, trained, sd2, trained - random))])
+    show(["task", "baseline", "random", "sd", "pre-trained", "sd", "gain"], rows,
+         args.out and Path(args.out) / "pays.tsv")
+
+
+def main(argv=None):
+    """The command line; see --help."""
+    parser = data.Parser(description=__doc__.splitlines()[0])
+    parser.set_defaults(run=teach)
+    commands, parts = parser.add_subparsers(), {}
+    for name, run in (("finetune", finetune_command), ("squad", squad_command), ("pays", pays_command)):
+        one = parts[name] = commands.add_parser(name, help=run.__doc__)
+        one.set_defaults(run=run)
+        one.add_argument("--device", default="auto", help="auto, cpu or cuda")
+        one.add_argument("--seed", type=int, default=0, help="the first seed")
+        one.add_argument("--out", help="a folder for pays.tsv" if name == "pays" else "a file to write")
+    for name, count in (("finetune", 1), ("pays", 3)):
+        parts[name].add_argument("--seeds", type=positive(int), default=count, help="runs, with --seed and the next ones")
+    for name in ("finetune", "squad"):
+        parts[name].add_argument("--checkpoint", required=True, help="what autobert.py pretrain wrote")
+        parts[name].add_argument("--preset", choices=list(PRESETS), default="toy")
+        for f in fields(FinetuneSettings):
+            how = {"action": "store_true", "default": None} if f.type is bool else {"type": positive(f.type)}
+            parts[name].add_argument("--" + f.name.replace("_", "-"), **how, help="instead of the preset's")
+    parts["finetune"].add_argument("--glue", required=True, help="the folder that holds CoLA, SST-2, ..")
+    parts["finetune"].add_argument("--task", choices=["all", *TASKS], default="all")
+    for split in ("train", "dev"):
+        parts["squad"].add_argument("--" + split, required=True, help="official JSON, plain, .xz or .gz")
+    parts["squad"].add_argument("--v2", action="store_true", help="the files are v2.0: a question may have no answer")
+    parts["pays"].add_argument("--steps", type=positive(int), default=1600, help="of pre-training")
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except Diverged as error:
+        raise UserError(f"{error}; expected finite numbers, a smaller --lr may help") from None
+
+
+if __name__ == "__main__":
+    data.run_cli(main)

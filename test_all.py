@@ -1,0 +1,1081 @@
+"""The specification as tests, in the order of the files: ops, data, autobert, supernet, glue, opnas, command lines, README.
+
+Every hand-written part has an oracle that shares no code with it: torch's own modules, a naive loop, numbers worked by hand.
+
+    python -m pytest -q test_all.py
+"""
+import gzip
+import json
+import lzma
+import math
+import os
+import random
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import autobert
+import data
+import glue
+import opnas
+import ops
+import supernet
+from data import UserError
+
+torch.set_num_threads(1)
+HERE = Path(__file__).resolve().parent
+TINY = autobert.ModelConfig(layers=2, hidden=16, heads=2, embedding=16, vocab=50, positions=32, dropout=0.0, init_std=0.2)
+BERT = ops.ATTENTIONS["bert"]
+
+
+def gaussian(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    """The toy corpus, GLUE and SQuAD."""
+    return data.write_toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(toy):
+    return data.Tokenizer.train([toy / "corpus.txt"], data.TOY_VOCAB)
+
+
+# ---- ops.py: the ten primitives ----
+
+
+def test_table_1_has_ten_ops_six_unary_and_four_binary():
+    assert [row.arity for row in ops.OPS.values()] == [1] * 6 + [2] * 4
+
+
+def test_every_op_computes_its_definition():
+    x, y, d_h = gaussian(2, 3, 5, 4).double(), gaussian(2, 3, 5, 4, seed=1).double(), 7
+    a, b = x.numpy(), y.numpy()
+    rows_a, rows_b = a[..., :, None, :], b[..., None, :, :]
+    norm = lambda v: np.sqrt((v * v).sum(-1) + 1e-6)  # noqa: E731
+    expected = {
+        "neg": -a, "transpose": np.swapaxes(a, -1, -2), "scale": a / math.sqrt(7),
+        "softmax": np.exp(a) / np.exp(a).sum(-1, keepdims=True), "logsigmoid": np.log(1 / (1 + np.exp(-a))),
+        "softsign": a / (1 + np.abs(a)), "add": a + b, "matmul": np.einsum("...ik,...jk->...ij", a, b),
+        "cos": (rows_a * rows_b).sum(-1) / (norm(rows_a) * norm(rows_b)),
+        "dist": np.sqrt(((rows_a - rows_b) ** 2).sum(-1) + 1e-6)}
+    for op, row in ops.OPS.items():
+        arguments = [x] if row.arity == 1 else [x, y.mT if op == "matmul" else y]
+        np.testing.assert_allclose(row.value(d_h, *arguments).numpy(), expected[op], rtol=1e-7, atol=1e-7, err_msg=op)
+
+
+@pytest.mark.parametrize("op, operands, result", [
+    ("neg", ("dn",), "dn"), ("transpose", ("nd",), "dn"), ("transpose", ("nn",), "nn"), ("softmax", ("dd",), "dd"),
+    ("add", ("nd", "nd"), "nd"), ("add", ("nd", "dn"), None), ("add", ("nn", "dd"), None),
+    ("matmul", ("nd", "dn"), "nn"), ("matmul", ("dn", "nd"), "dd"), ("matmul", ("nd", "nd"), None),
+    ("matmul", ("nn", "nd"), "nd"), ("cos", ("nd", "nd"), "nn"), ("cos", ("nd", "dd"), "nd"), ("cos", ("nd", "dn"), None),
+    ("dist", ("dn", "nn"), "dn"), ("dist", ("nn", "dn"), "nd")])
+def test_type_rules(op, operands, result):
+    assert ops.OPS[op].type(*operands) == result
+
+
+@pytest.mark.parametrize("formula, reason", [
+    ("Q @ K", "step 1: matmul does not take (n,d) and (n,d)"),
+    ("T(K) + Q", "step 2: add does not take (d,n) and (n,d)"),
+    ("Q @ T(K)", "the output is (n,n)"),
+    ("cos(Q, T(T(V) @ Q)) @ Q", "matmul does not take (n,d) and (n,d)"),
+    ("softmax(scale(Q @ T(Q))) @ Q", "reads only Q"),
+    ("Q + softsign(K)", "no op mixes tokens"),
+    ("softmax(Q) + K", "no op mixes tokens"),
+    ("Q + " * 17 + "K @ (T(K) @ K)", "ops; expected 1 to 16")])
+def test_every_illegal_graph_has_its_reason(formula, reason):
+    assert reason in ops.why_illegal(ops.parse(formula))
+
+
+def test_malformed_genomes_are_illegal_too():
+    assert "no op of Table 1" in ops.why_illegal((("cube", 0),))
+    assert "no op of Table 1" in ops.why_illegal((("add", 0),))
+    assert "not filled" in ops.why_illegal((("add", 0, 5),))
+    assert "0 ops" in ops.why_illegal(())
+
+
+def test_mixing_can_be_switched_off():
+    dag = ops.parse("Q + softsign(K)")
+    assert ops.why_illegal(dag) and ops.why_illegal(dag, require_mixing=False) is None
+
+
+@pytest.mark.parametrize("name", ops.ATTENTIONS)
+def test_published_attentions_are_legal_and_print_as_published(name):
+    dag = ops.parse(ops.ATTENTIONS[name])
+    assert ops.why_illegal(dag) is None and ops.formula(dag) == ops.ATTENTIONS[name]
+
+
+def test_bert_has_path_length_5():
+    assert ops.parse(BERT) == (("transpose", 1), ("matmul", 0, 4), ("scale", 5), ("softmax", 6), ("matmul", 7, 2))
+
+
+def test_canonical_form_prunes_merges_and_sorts():
+    dead_and_double = (("neg", 0), ("softmax", 3), ("neg", 0), ("add", 1, 6))
+    assert ops.canonical(dead_and_double) == (("neg", 0), ("add", 4, 1))
+    assert ops.parse("Q + K") == ops.parse("K + Q") == (("add", 1, 0),)
+    assert ops.parse("(-Q) @ (T(-Q) @ K)") == ops.parse("a = -Q; a @ (T(a) @ K)")
+    assert ops.parse("Q @ (T(K) @ V)") != ops.parse("(Q @ T(K)) @ V")
+
+
+def test_a_shared_node_is_named_once():
+    text = "a = softsign(K); softmax(Q @ T(a)) @ (a + V)"
+    assert ops.formula(ops.parse(text)) == text
+
+
+def test_formula_and_graph_are_one_notation():
+    rng = random.Random(1)
+    for _ in range(500):
+        dag = ops.canonical(ops.draw(rng)) or ops.parse(BERT)
+        assert ops.parse(ops.formula(dag)) == dag
+
+
+def test_a_formula_means_what_python_computes():
+    """Python's own eval of the text, on matrices, is the oracle of parser and printer."""
+    class Matrix(np.ndarray):
+        pass
+    names = {"T": lambda x: x.T, "scale": lambda x: x / 2, "softsign": lambda x: x / (1 + np.abs(x)),
+             "logsigmoid": lambda x: -np.log1p(np.exp(-x)),
+             "softmax": lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True),
+             "cos": lambda x, y: (x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-6))
+             @ (y / np.sqrt((y * y).sum(-1, keepdims=True) + 1e-6)).T,
+             "dist": lambda x, y: np.sqrt(((x[:, None] - y[None]) ** 2).sum(-1) + 1e-6)}
+    rng, inputs = random.Random(2), gaussian(4, 1, 1, 6, 4).double()
+    for _ in range(200):
+        dag = ops.random_dag(rng)
+        *statements, output = ops.formula(dag).split("; ")
+        space = {**names, **{x: v[0, 0].numpy() for x, v in zip("QKVP", inputs)}}
+        for statement in statements:
+            exec(statement, space)
+        ours = ops.evaluate(dag, list(inputs))[0, 0].numpy()
+        np.testing.assert_allclose(ours, eval(output, space), rtol=1e-6, atol=1e-6, err_msg=ops.formula(dag))
+
+
+@pytest.mark.parametrize("text", ["", "Q", "Q +", "foo(Q)", "a = Q", "Q * K", "Q.x", "1", "x", "T(Q, K)", "T()", "cos(Q)",
+                                  "Q = K; Q @ T(K) @ K", "a = -Q; a = -K; a", "(" * 300 + "Q" + ")" * 300, "-" * 5000 + "Q",
+                                  "\0", "import os", "T(*Q)", "a = b = -Q; a", "+Q", "T(x=Q)", "Q if K else V", "Q\n;", "é(Q)",
+                                  "-" * 201 + "Q", "a.b = Q; Q", "-Q; -K"])
+def test_malformed_text_raises_one_clear_error(text):
+    with pytest.raises(ValueError, match="formula"):
+        ops.parse(text)
+
+
+def test_shared_nodes_do_not_blow_up():
+    text = "a = Q + K; " + "".join(f"{y} = {x} + {x}; " for x, y in zip("abcdefghijklmno", "bcdefghijklmnop")) + "p"
+    dag = ops.parse(text)
+    assert len(dag) == 16 and ops.parse(ops.formula(dag)) == dag
+
+
+# ---- ops.py: what a graph computes ----
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_bert_is_scaled_dot_product_attention(padded):
+    q, k, v = gaussian(3, 2, 4, 7, 8)
+    mask = torch.tensor([[True] * 7, [True] * 4 + [False] * 3, [True] + [False] * 6, [True] * 6 + [False]]) if padded else None
+    ours = ops.evaluate(ops.parse(BERT), (*(x.transpose(0, 1) for x in (q, k, v)), None), mask)
+    theirs = F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in (q, k, v)),
+                                            attn_mask=mask[:, None, None, :] if padded else None)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_layers_2_and_12_are_the_printed_equations():
+    q, k, v, _ = inputs = gaussian(4, 1, 1, 5, 4)
+    l2 = torch.softmax(q @ torch.log(1 + torch.exp(k.mT)) / 2, -1) @ (k + q)
+    l12 = torch.softmax(q @ (k / 2 + v).mT / 2, -1) @ v
+    torch.testing.assert_close(ops.evaluate(ops.parse(ops.ATTENTIONS["L2"]), inputs), l2)
+    torch.testing.assert_close(ops.evaluate(ops.parse(ops.ATTENTIONS["L12"]), inputs), l12)
+
+
+def test_scale_divides_by_the_head_size_whatever_the_operand():
+    x = gaussian(1, 1, 9, 4)
+    dag = ops.parse("V @ scale(T(K) @ Q)")
+    torch.testing.assert_close(ops.evaluate(dag, (x, x, x, None)), x @ (x.mT @ x) / 2)
+
+
+def test_dist_needs_no_third_axis_and_has_a_gradient_at_zero():
+    x = torch.zeros(1, 1, 3, 2, requires_grad=True)
+    y = ops.evaluate(ops.parse("dist(Q, K) @ K"), (x, x, None, None))
+    y.sum().backward()
+    assert torch.isfinite(x.grad).all()
+    big = torch.zeros(1, 1, 4000, 64)  # n x n x d would take 4 GB
+    assert ops.OPS["dist"].value(64, big, big).shape == (1, 1, 4000, 4000)
+
+
+def test_dropout_falls_on_softmaxes_of_type_nn_only():
+    x, shapes = gaussian(1, 1, 5, 3), []
+    dag = ops.parse("softmax(Q @ T(K)) @ softmax(V) @ softmax(T(K) @ Q)")
+    ops.evaluate(dag, (x, x, x, None), dropout=lambda weights: shapes.append(weights.shape) or weights)
+    assert shapes == [(1, 1, 5, 5)]
+
+
+@pytest.mark.parametrize("n, d_h", [(6, 4), (4, 4)])  # n == d_h: types must be symbolic
+def test_padding_never_changes_real_tokens(n, d_h):
+    """Three real tokens alone, and with n - 3 padded positions of any content behind them, for random legal graphs."""
+    rng = random.Random(n)
+    for trial in range(300):
+        dag = ops.random_dag(rng)
+        alone = gaussian(4, 2, 2, 3, d_h, seed=trial).double()
+        padded = torch.cat([alone, 9 * gaussian(4, 2, 2, n - 3, d_h, seed=trial + 1).double()], -2)
+        mask = torch.arange(n).expand(2, n) < 3
+        torch.testing.assert_close(ops.evaluate(dag, list(padded), mask)[..., :3, :], ops.evaluate(dag, list(alone)),
+                                   rtol=1e-9, atol=1e-9, msg=ops.formula(dag))
+
+
+def test_a_mask_in_the_softmax_alone_would_leak():
+    """The property above can fail: without the padding rule the sums over tokens see the padding."""
+    x = gaussian(3, 1, 1, 4, 2)
+    dag, mask = ops.parse("Q @ (T(K) @ V)"), torch.tensor([[True, True, False, False]])
+    assert not torch.allclose(ops.evaluate(dag, (*x, None))[..., :2, :], ops.evaluate(dag, (*x, None), mask)[..., :2, :])
+
+
+def test_a_row_without_a_real_token_stays_finite():
+    rng = random.Random(5)
+    for _ in range(100):
+        x = gaussian(4, 2, 1, 5, 3).requires_grad_()
+        y = ops.evaluate(ops.random_dag(rng), list(x), torch.tensor([[True] * 5, [False] * 5]))
+        y.sum().backward()
+        assert torch.isfinite(y).all() and torch.isfinite(x.grad).all()
+
+
+def test_cost_of_bert_by_hand():
+    n, d = 10, 4  # two products of 2 n n d, scale n n, softmax 5 n n, transpose nothing
+    assert ops.flops(ops.parse(BERT), n, d) == 2 * 2 * n * n * d + n * n + 5 * n * n
+
+
+# ---- ops.py: random graphs ----
+
+
+def test_random_draws_reach_the_whole_space_and_are_mostly_legal():
+    draws = [ops.draw(random.Random(i)) for i in range(2000)]
+    legal = [dag for dag in draws if ops.why_illegal(dag, require_mixing=False) is None]
+    assert len(legal) >= 0.4 * len(draws)
+    assert sum(map(ops.mixes, legal)) >= 0.8 * len(legal)
+    assert {len(dag) for dag in legal} >= set(range(4, 15)) and max(map(len, legal)) <= 14
+    assert {op for dag in legal for op, *_ in dag} == set(ops.OPS)
+    assert {len(ops.used(dag)) for dag in legal} == {2, 3, 4}
+    repeated = sum(any(op in ("add", "cos", "dist") and a[0] == a[1] for op, *a in dag) for dag in legal)
+    assert repeated < 0.15 * len(legal)
+
+
+def test_random_dag_is_always_legal_and_its_own_canonical_form():
+    rng = random.Random(0)
+    for _ in range(300):
+        dag = ops.random_dag(rng)
+        assert ops.why_illegal(dag) is None and ops.canonical(dag) == dag
+
+
+def test_weights_steer_the_growth():
+    heavy = Counter(op for i in range(200) for op, *_ in ops.draw(random.Random(i), lambda position: {
+        op: 50.0 if op == "softsign" else 1.0 for op in ops.OPS}))
+    even = Counter(op for i in range(200) for op, *_ in ops.draw(random.Random(i)))
+    assert heavy["softsign"] > 2 * even["softsign"]
+
+
+# ---- data.py: documents, tokenizer ----
+
+
+def test_documents_are_read_plain_or_packed_with_any_blank_lines(tmp_path):
+    text = "\ufeff\n\nOne two.\r\nThree\u2028four.\n\n\n  \nFive.\n"
+    for name, opener in (("a.txt", open), ("a.txt.gz", gzip.open), ("a.txt.xz", lzma.open)):
+        with opener(tmp_path / name, "wb") as file:
+            file.write(text.encode())
+        assert list(data.read_documents([tmp_path / name])) == [["One two.", "Three\u2028four."], ["Five."]]
+
+
+@pytest.mark.parametrize("content, says", [(None, "no such file"), (b"", "no text"), (b"\n \n", "no text"),
+                                           (b"ok.\nbad \xff.\n", "c.txt:2"), (b"One.\nTwo.\n", "two documents")])
+def test_a_bad_corpus_is_one_clear_error(tmp_path, tokenizer, content, says):
+    if content is not None:
+        (tmp_path / "c.txt").write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        data.load_corpus([tmp_path / "c.txt"], tokenizer)
+
+
+def test_truncated_packed_corpora_are_one_clear_error(tmp_path):
+    for name, opener in (("a.gz", gzip.open), ("a.xz", lzma.open)):
+        with opener(tmp_path / name, "wb") as file:
+            file.write(b"One two three.\n" * 1000)
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:40])
+        with pytest.raises(UserError, match=name):
+            list(data.read_documents([tmp_path / name]))
+
+
+def test_held_out_documents_are_no_training_documents():
+    for count in (4, 5, 40, 100):
+        documents = [[np.array([i])] for i in range(count)]
+        train, held = data.split_held_out(documents)
+        numbers = [[int(d[0][0]) for d in part] for part in (train, held)]
+        assert sorted(numbers[0] + numbers[1]) == list(range(count)) and min(map(len, numbers)) >= 2
+
+
+def test_special_ids_and_offsets(tokenizer):
+    assert tokenizer.pieces(range(5)) == ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
+    text = "  The hens [MASK] <pad> [SEP]  ﬁne\u00a0éclair 猫."
+    ids, spans = tokenizer.encode_with_offsets(text)
+    assert ids == tokenizer.encode(text) and not {data.PAD, data.CLS, data.SEP, data.MASK} & set(ids)
+    assert all(0 <= start <= end <= len(text) for start, end in spans)
+    ids, spans = tokenizer.encode_with_offsets("The hens feed the goat.")
+    assert "".join("The hens feed the goat."[a:b] for a, b in spans) == "Thehensfeedthegoat."
+    assert tokenizer.encode("THE HENS") == tokenizer.encode("the hens")  # case-folded
+
+
+def test_the_tokenizer_is_the_same_every_time(toy, tokenizer):
+    assert data.Tokenizer.train([toy / "corpus.txt"], data.TOY_VOCAB).proto == tokenizer.proto
+
+
+# ---- data.py: pairs and masks ----
+
+
+def numbered_documents(count=40, sentences=6):
+    """Documents whose tokens tell document and place: 1000 * document + running number."""
+    return [[np.arange(5) + 1000 * (i + 1) + 5 * s for s in range(sentences)] for i in range(count)]
+
+
+def test_nsp_half_is_random_and_the_random_half_comes_from_another_document():
+    pairs = [pair for seed in range(20) for pair in data.make_pairs(numbered_documents(), 40, random.Random(seed))]
+    labels = Counter(label for *_, label in pairs)
+    for ids, segments, label in pairs:
+        assert ids[0] == data.CLS and ids[-1] == data.SEP and ids.count(data.SEP) == 2 and len(ids) <= 40
+        middle = ids.index(data.SEP)
+        assert segments == [0] * (middle + 1) + [1] * (len(ids) - middle - 1)
+        a, b = ids[1:middle], ids[middle + 1:-1]
+        assert a and b and len({x // 1000 for x in a}) == len({x // 1000 for x in b}) == 1
+        assert (a[0] // 1000 != b[0] // 1000) == bool(label)
+        if not label:
+            assert b[0] > a[-1]
+    assert 0.45 < labels[1] / len(pairs) < 0.75  # a last sentence alone can only get a random partner
+
+
+def test_unused_segments_are_put_back():
+    """Every sentence of every document is the beginning of a pair or inside one."""
+    ids = {x for pair in data.make_pairs(numbered_documents(), 64, random.Random(0)) for x in pair[0]}
+    expected = {x for document in numbered_documents() for sentence in document for x in sentence.tolist()}
+    assert len(expected - ids) < 0.05 * len(expected)  # what truncation cut off
+
+
+def test_masking_is_80_10_10_of_15_percent_and_never_special():
+    rng, kinds = np.random.default_rng(0), Counter()
+    for _ in range(4000):
+        ids = [data.CLS, *rng.integers(5, 1000, 20), data.SEP, *rng.integers(5, 1000, 16), data.SEP, data.PAD]
+        masked, positions, targets = data.mask_tokens(ids, 1000, rng)
+        assert len(positions) == len(set(positions.tolist())) == round(0.15 * 39)
+        assert [ids[p] for p in positions] == targets.tolist() and min(targets) >= 5 and min(masked[positions]) >= data.MASK
+        assert all(masked[i] == ids[i] for i in range(40) if i not in positions)
+        for p in positions:
+            kinds["mask" if masked[p] == data.MASK else "kept" if masked[p] == ids[p] else "random"] += 1
+    total = sum(kinds.values())
+    assert [kinds[kind] / total for kind in ("mask", "random", "kept")] == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
+
+
+@pytest.mark.parametrize("length, count", [(4, 1), (10, 2), (40, 6), (128, 19), (512, 20)])
+def test_the_number_of_masked_positions(length, count):
+    ids = [data.CLS, *range(5, 3 + length), data.SEP]
+    assert len(data.mask_tokens(ids, 600, np.random.default_rng(0), 20)[1]) == count
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    one, two, other = (data.PretrainingData(numbered_documents(), 32, 4, 90_000, seed) for seed in (3, 3, 4))
+    late = two.batch(one.steps_per_epoch * 2 + 1)  # out of order and in another epoch
+    for step in (0, 1, one.steps_per_epoch * 2 + 1):
+        a, b = one.batch(step), late if step > 1 else two.batch(step)
+        assert all(np.array_equal(a[key], b[key]) for key in a)
+    assert not np.array_equal(one.batch(0)["ids"], other.batch(0)["ids"])
+    batch = one.batch(0)
+    assert {key: value.shape for key, value in batch.items() if key in ("ids", "segments", "mask", "next")} == {
+        "ids": (4, 32), "segments": (4, 32), "mask": (4, 32), "next": (4,)}
+    assert np.array_equal(batch["mask"], batch["ids"] != data.PAD)
+    assert batch["mask"].reshape(-1)[batch["positions"]].all() and len(batch["positions"]) == len(batch["targets"])
+
+
+def test_packing_cuts_the_longer_side_at_its_end():
+    assert data.pack([10, 11, 12], [20], 6) == ([data.CLS, 10, 11, data.SEP, 20, data.SEP], [0, 0, 0, 0, 1, 1])
+    assert data.pack([10, 11, 12], None, 4) == ([data.CLS, 10, 11, data.SEP], [0] * 4)
+    batch = data.collate([([1, 2, 3], [0, 0, 1]), ([4], [0])])
+    assert batch["ids"].tolist() == [[1, 2, 3], [4, 0, 0]] and batch["mask"].tolist() == [[True] * 3, [True, False, False]]
+
+
+# ---- data.py: the toy language ----
+
+
+def test_toy_files_are_the_same_every_time(toy, tmp_path):
+    data.write_toy(tmp_path)
+    names = [p.relative_to(toy) for p in sorted(toy.rglob("*")) if p.is_file()]
+    assert len(names) == 2 + 8 * 3 + 2 + 4
+    for name in names:
+        assert (toy / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", glue.TASKS)
+def test_toy_tasks_share_no_row_and_leak_nothing_through_length(toy, tokenizer, name):
+    task = glue.TASKS[name]
+    splits = {split: glue.read_task(toy / "glue", task, split) for split in ("train", *task.dev)}
+    texts = {split: {(a, b) for a, b, _ in rows} for split, rows in splits.items()}
+    assert all(not texts["train"] & texts[split] for split in task.dev)
+    assert all(label is None for _, _, label in glue.read_task(toy / "glue", task, "test"))
+    train, dev = glue.load_task(toy / "glue", task, tokenizer, 40)
+    labels = train.labels if task.labels else (train.labels > 2.5).astype(int)
+    assert max(Counter(labels.tolist()).values()) < 0.75 * len(labels)
+    gold = dev["dev"].labels if task.labels else (dev["dev"].labels > 2.5).astype(int)
+    by_length = {}  # the best guess from the two lengths alone, learned on train
+    for part in ("train", "dev"):
+        rows = (train if part == "train" else dev["dev"]).rows
+        lengths = [(int((s == 0).sum()), int((s == 1).sum())) for _, s in rows]
+        if part == "train":
+            for key, label in zip(lengths, labels):
+                by_length.setdefault(key, Counter())[int(label)] += 1
+    most = Counter(labels.tolist()).most_common(1)[0][0]
+    guess = np.array([by_length[key].most_common(1)[0][0] if key in by_length else most for key in lengths])
+    assert (guess == gold).mean() < max(Counter(gold.tolist()).values()) / len(gold) + 0.1
+
+
+# ---- autobert.py: backbones ----
+
+
+def test_published_backbone_is_fig_7():
+    assert [autobert.kernel_of(gene) for gene in autobert.BACKBONES["autobert-zero"][::2]] == [65, 9, 3, 7, 7, 3]
+    assert autobert.BACKBONES["autobert-zero"][1::2] == tuple(ops.ATTENTIONS[f"L{i}"] for i in (2, 4, 6, 8, 10, 12))
+    assert autobert.BACKBONES["bert"] == (BERT,) * 12
+    assert autobert.BACKBONES["att-only"][:4] == tuple(ops.ATTENTIONS[i] for i in ("L2", "L2", "L4", "L4"))
+    assert autobert.BACKBONES["conv-only"][:4] == ("conv 65", "conv 65", "conv 9", "conv 9")
+
+
+def test_large_repeats_each_pair_after_itself_and_small_depths_take_even_pairs():
+    assert autobert.to_large((1, 2, 3, 4)) == (1, 2, 1, 2, 3, 4, 3, 4)
+    assert autobert.at_depth(tuple(range(12)), 4) == (0, 1, 10, 11)
+    assert autobert.at_depth(tuple(range(12)), 12) == tuple(range(12))
+    assert autobert.at_depth(tuple(range(12)), 24) == autobert.to_large(tuple(range(12)))
+
+
+def test_a_backbone_file_reads_back(tmp_path):
+    autobert.save_backbone(tmp_path / "b.json", autobert.BACKBONES["autobert-zero"])
+    assert autobert.load_backbone(str(tmp_path / "b.json")) == autobert.BACKBONES["autobert-zero"]
+
+
+# ---- autobert.py: the two kinds of layer ----
+
+
+def test_a_bert_layer_is_torchs_transformer_encoder_layer():
+    config = replace(TINY, layers=1)
+    layer = autobert.Layer(config, BERT).eval()
+    autobert.init_weights(layer, 0.3)
+    for p in layer.parameters():
+        p.data += 0.1 * gaussian(*p.shape, seed=p.numel())
+    theirs = nn.TransformerEncoderLayer(16, 2, 64, 0.0, "gelu", layer_norm_eps=1e-12, batch_first=True).eval()
+    attention = layer.attention
+    with torch.no_grad():
+        theirs.self_attn.in_proj_weight.copy_(torch.cat([attention.inputs[x].weight for x in "QKV"]))
+        theirs.self_attn.in_proj_bias.copy_(torch.cat([attention.inputs[x].bias for x in "QKV"]))
+    for mine, other in ((attention.out, theirs.self_attn.out_proj), (attention.norm, theirs.norm1),
+                        (layer.feedforward.up, theirs.linear1), (layer.feedforward.down, theirs.linear2),
+                        (layer.feedforward.norm, theirs.norm2)):
+        other.load_state_dict(mine.state_dict())
+    x, mask = gaussian(3, 9, 16), torch.arange(9) < torch.tensor([[9], [5], [1]])
+    ours, expected = layer(x, mask), theirs(x, src_key_padding_mask=~mask)
+    torch.testing.assert_close(ours[mask], expected[mask], rtol=1e-5, atol=1e-5)
+
+
+def lightconv_by_hand(conv, x, mask):
+    """Token by token, channel by channel, tap by tap."""
+    B, n, d = x.shape
+    u = conv.glu(x)
+    u = u[..., :d] * torch.sigmoid(u[..., d:]) * mask[..., None]
+    weights = [[math.exp(v) for v in row] for row in conv.kernel.tolist()]
+    y = torch.zeros(B, n, d)
+    for b in range(B):
+        for i in range(n):
+            for c in range(d):
+                taps = weights[c * conv.heads // d]
+                for j, tap in enumerate(taps):
+                    if 0 <= i + j - len(taps) // 2 < n:
+                        y[b, i, c] += tap / sum(taps) * u[b, i + j - len(taps) // 2, c]
+    return conv.out(y)
+
+
+@pytest.mark.parametrize("kernel", [3, 9, 65])  # 65: wider than the text on both sides
+def test_the_convolution_is_a_naive_loop(kernel):
+    conv = autobert.LightConv(replace(TINY, hidden=6), kernel).eval()
+    autobert.init_weights(conv, 0.5)
+    nn.init.normal_(conv.glu.bias)
+    x, mask = gaussian(2, 7, 6), torch.arange(7) < torch.tensor([[7], [4]])
+    torch.testing.assert_close(conv(x, mask), lightconv_by_hand(conv, x, mask), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel, n", [(3, 8), (9, 3), (65, 40), (31, 31)])
+def test_the_band_matrix_is_conv1d(kernel, n):
+    taps, x = gaussian(2, kernel).double(), gaussian(3, 2, n, 5).double()  # (H, k), (B, H, n, d_h)
+    ours = autobert.band(taps, n) @ x
+    channels = x.permute(0, 1, 3, 2).reshape(3, 10, n)
+    theirs = F.conv1d(channels, taps.repeat_interleave(5, 0)[:, None], padding=kernel // 2, groups=10)
+    torch.testing.assert_close(ours, theirs.view(3, 2, 5, n).permute(0, 1, 3, 2))
+
+
+def test_padding_never_changes_real_tokens_of_a_whole_model():
+    rng = random.Random(3)
+    for trial in range(40):
+        backbone = opnas.random_backbone(2, rng)
+        with autobert.seeded(trial):
+            model = autobert.Pretraining(TINY, backbone).double().eval()
+            for p in model.parameters():  # biases too: they are what a mask at the wrong place lets through
+                p.data += 0.1 * torch.randn_like(p)
+            ids = torch.randint(5, 50, (2, 9))
+        mask = torch.arange(9).expand(2, 9) < 5
+        hidden = model.encoder(ids, torch.zeros_like(ids), mask)
+        alone = model.encoder(ids[:, :5], torch.zeros_like(ids[:, :5]), None)
+        torch.testing.assert_close(hidden[:, :5], alone, rtol=1e-7, atol=1e-7, msg=str(backbone))
+
+
+def test_dropout_is_on_in_training_only():
+    config = replace(TINY, dropout=0.5)
+    for gene in (BERT, "conv 9"):
+        model = autobert.AutoBert(config, (gene, gene))
+        ids = torch.arange(5, 13)[None]
+        one, two = (model.train()(ids, 0 * ids, None) for _ in range(2))
+        assert not torch.equal(one, two)
+        one, two = (model.eval()(ids, 0 * ids, None) for _ in range(2))
+        assert torch.equal(one, two)
+
+
+# ---- autobert.py: heads, cost, training ----
+
+
+def test_the_loss_is_mean_mlm_over_masked_plus_mean_nsp():
+    model = autobert.Pretraining(TINY, (BERT, "conv 3")).eval()
+    batch = {"ids": torch.randint(5, 50, (2, 6)), "segments": torch.tensor([[0, 0, 0, 1, 1, 1]] * 2),
+             "mask": torch.tensor([[True] * 6, [True] * 4 + [False] * 2]), "positions": torch.tensor([1, 4, 8]),
+             "targets": torch.tensor([7, 20, 49]), "next": torch.tensor([0, 1])}
+    loss, parts = model(batch)
+    hidden = model.encoder(batch["ids"], batch["segments"], batch["mask"]).detach()
+    by_hand = 0.0
+    for flat, target in zip((1, 4, 8), (7, 20, 49)):
+        x = F.layer_norm(F.gelu(model.transform(hidden[flat // 6, flat % 6])), (16,), eps=1e-12)
+        scores = (model.encoder.tokens.weight @ x).tolist()
+        by_hand += (math.log(sum(map(math.exp, scores))) - scores[target]) / 3
+    for row, target in enumerate((0, 1)):
+        a, b = model.next(torch.tanh(model.encoder.pooler(hidden[row, 0]))).tolist()
+        by_hand += (math.log(math.exp(a) + math.exp(b)) - (a, b)[target]) / 2
+    assert loss.item() == pytest.approx(by_hand, rel=1e-5)
+    assert (parts["mlm"] + parts["nsp"]).item() == pytest.approx(loss.item())
+
+
+@pytest.mark.parametrize("size, backbone, total, att, flops", [
+    # millions of parameters, FLOPs at n = 128; where the paper prints them: 110M 21.3M 2.9e10, 104M 15.4M, 16.5M, 318M
+    ("base", "bert", 109.5, 21.26, 2.86e10), ("base", "autobert-zero", 103.6, 15.36, 2.68e10),
+    ("base", "att-only", 104.8, 16.54, None), ("small", "autobert-zero", 12.9, None, 3.41e9),
+    ("small", "bert", 13.5, None, 3.68e9), ("large", "bert", 335.1, None, 8.75e10),
+    ("large", "autobert-zero", 314.2, None, 8.13e10)])
+def test_size_and_cost_of_the_published_models(size, backbone, total, att, flops):
+    config = replace(autobert.SIZES[size], vocab=30_522)
+    genes = autobert.at_depth(autobert.BACKBONES[backbone], config.layers)
+    count = autobert.count_parameters(config, genes)
+    assert round(count["total"] / 1e6, 1) == total
+    assert att is None or round(count["att"] / 1e6, 2) == att
+    assert flops is None or autobert.count_flops(config, genes, 128)["total"] == pytest.approx(flops, rel=2e-3)
+
+
+def test_the_schedule_by_hand():
+    assert [autobert.lr_at(step, 10, 1.0, 0.2) for step in range(10)] == pytest.approx(
+        [1 / 2, 1, 8 / 9, 7 / 9, 6 / 9, 5 / 9, 4 / 9, 3 / 9, 2 / 9, 1 / 9])
+    assert autobert.lr_at(0, 1, 3.0, 0.0) == 3.0
+
+
+def test_nothing_without_need_is_decayed():
+    model = autobert.Pretraining(replace(TINY, kernel_chain=True), (BERT, "conv 3"))
+    groups = autobert.make_optimizer(model, 1e-3, 0.01).param_groups
+    plain = {id(p) for p in groups[1]["params"]}
+    assert groups[0]["weight_decay"] == 0.01 and groups[1]["weight_decay"] == 0.0
+    for name, p in model.named_parameters():
+        exempt = name.endswith("bias") or "norm" in name or "kernel" in name or "transforms" in name
+        assert (id(p) in plain) == exempt, name
+
+
+def test_pretraining_learns_and_repeats_itself(toy, tokenizer):
+    documents = data.load_corpus([toy / "held-out.txt"], tokenizer)
+    config = replace(TINY, vocab=tokenizer.vocab_size, positions=64)
+    batches = data.PretrainingData(documents, 40, 8, config.vocab, 0)
+    states = []
+    for _ in range(2):
+        with autobert.seeded(1):
+            model = autobert.Pretraining(config, ("conv 3", BERT))
+        before = autobert.held_out_loss(model, batches, 4, "cpu")
+        autobert.pretrain(model, batches, autobert.PretrainSettings(steps=40, lr=5e-3), "cpu")
+        after = autobert.held_out_loss(model, batches, 4, "cpu")
+        assert after["mlm"] < before["mlm"] - 0.5
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_non_finite_loss_stops_training():
+    class Batches:
+        def batch(self, step):
+            return {"ids": np.full((1, 4), 7), "segments": np.zeros((1, 4), int), "mask": np.ones((1, 4), bool),
+                    "positions": np.array([1]), "targets": np.array([7]), "next": np.array([0])}
+    model = autobert.Pretraining(TINY, (BERT, BERT))
+    model.encoder.tokens.weight.data[7, 0] = math.inf
+    with pytest.raises(autobert.Diverged, match="step 0"):
+        autobert.pretrain(model, Batches(), autobert.PretrainSettings(steps=3), "cpu")
+
+
+def test_a_checkpoint_holds_all_that_is_needed(tmp_path, tokenizer):
+    model = autobert.Pretraining(replace(TINY, vocab=tokenizer.vocab_size), (BERT, "conv 31"))
+    autobert.save_checkpoint(tmp_path / "m.pt", model, tokenizer)
+    loaded, words = autobert.load_checkpoint(tmp_path / "m.pt")
+    assert loaded.encoder.config == model.encoder.config and loaded.encoder.backbone == model.encoder.backbone
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
+    assert words.encode("The hens feed.") == tokenizer.encode("The hens feed.")
+    assert os.listdir(tmp_path) == ["m.pt"]
+
+
+def test_broken_checkpoints_are_one_clear_error(tmp_path, tokenizer):
+    path = tmp_path / "m.pt"
+    autobert.save_checkpoint(path, autobert.Pretraining(replace(TINY, vocab=tokenizer.vocab_size), (BERT, BERT)), tokenizer)
+    whole = path.read_bytes()
+    for content in (b"", whole[:1000], whole[:-100], b"PK" + whole[2:500], b"text"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="m.pt"):
+            autobert.load_checkpoint(path)
+    for content in ({"a": 1}, [1], {"config": {}, "backbone": [], "state": {}, "tokenizer": torch.zeros(3)}):
+        torch.save(content, path)
+        with pytest.raises(UserError, match="m.pt"):
+            autobert.load_checkpoint(path)
+    torch.save({"run": subprocess.run}, path)  # code in a checkpoint is never run
+    with pytest.raises(UserError, match="m.pt"):
+        autobert.load_checkpoint(path)
+
+
+# ---- supernet.py: who shares what ----
+
+MIXED = ("conv 9", "softmax(scale(Q @ T(K))) @ (K + P)")
+
+
+def perturbed(child, by):
+    with torch.no_grad():
+        for p in child.parameters():
+            p += by
+    return child
+
+
+def test_a_child_is_a_copy_of_its_slots():
+    net = supernet.SuperNet(TINY)
+    child = net.child(MIXED)
+    for name, p in child.named_parameters():
+        slot = net.slots[name]
+        if name == "encoder.layers.0.convolution.kernel":
+            assert p.shape == (2, 31) and torch.equal(p, slot[:, 17:48])  # 17 + 31 + 17 = 65
+        else:
+            assert torch.equal(p, slot), name
+    before = {name: slot.clone() for name, slot in net.slots.items()}
+    perturbed(child, 1.0)
+    assert all(torch.equal(before[name], net.slots[name]) for name in before)  # a copy, not a view
+
+
+def test_small_kernels_are_transformed_centres():
+    net = supernet.SuperNet(TINY)
+    taps = {k: net.child((f"conv {k}", BERT)).encoder.layers[0].convolution.taps().detach() for k in autobert.KERNELS}
+    full = net.slots["encoder.layers.0.convolution.kernel"]
+    for k in autobert.KERNELS:  # T is the identity at the start
+        assert torch.equal(taps[k], full[:, 32 - k // 2:33 + k // 2])
+    for size in autobert.KERNELS[:-1]:
+        net.slots[f"encoder.layers.0.convolution.transforms.{size}"].copy_(gaussian(size, size, seed=size))
+    by_hand = full
+    for size in (31, 15, 9):  # each head's kernel, a column vector, becomes T times its centre
+        middle = by_hand.shape[1] // 2
+        by_hand = torch.stack([gaussian(size, size, seed=size) @ row[middle - size // 2:middle + size // 2 + 1]
+                               for row in by_hand])
+    torch.testing.assert_close(net.child(("conv 9", BERT)).encoder.layers[0].convolution.taps(), by_hand)
+    assert torch.equal(net.child(("conv 65", BERT)).encoder.layers[0].convolution.taps(), full)
+
+
+def test_absorbing_one_branch_leaves_the_other():
+    net = supernet.SuperNet(TINY)
+    before = {name: slot.clone() for name, slot in net.slots.items()}
+    net.absorb(perturbed(net.child(("conv 65", "conv 65")), 1.0), ("conv 65", "conv 65"))
+    for name, slot in net.slots.items():
+        touched = ".attention." not in name and "transforms" not in name
+        assert torch.equal(slot, before[name] + 1.0 if touched else before[name]), name
+
+
+def test_absorbing_writes_only_what_the_child_holds():
+    net = supernet.SuperNet(TINY)
+    before = {name: slot.clone() for name, slot in net.slots.items()}
+    child = perturbed(net.child(MIXED), 1.0)
+    net.absorb(child, MIXED)
+    kernel, old = (slots["encoder.layers.0.convolution.kernel"] for slots in (net.slots, before))
+    assert torch.equal(kernel[:, 17:48], old[:, 17:48] + 1) and torch.equal(kernel[:, :17], old[:, :17])
+    assert torch.equal(kernel[:, 48:], old[:, 48:])
+    for size, changed in ((31, True), (15, True), (9, True), (7, False), (3, False)):
+        name = f"encoder.layers.0.convolution.transforms.{size}"
+        assert torch.equal(net.slots[name], before[name]) != changed
+    for x, changed in (("Q", True), ("K", True), ("V", False), ("P", True)):
+        name = f"encoder.layers.1.attention.inputs.{x}.weight"
+        assert torch.equal(net.slots[name], before[name]) != changed
+    again = net.child(MIXED)  # nothing is lost on the way: the same child comes out
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), child.state_dict().values()))
+
+
+def test_the_best_child_writes_last_and_ties_go_to_the_earlier():
+    assert supernet.write_order([0.5, 0.7, 0.5, 0.1]) == [3, 2, 0, 1]
+
+
+def test_absorb_refuses_another_backbone():
+    net = supernet.SuperNet(TINY)
+    with pytest.raises(ValueError, match="another backbone"):
+        net.absorb(net.child(MIXED), ("conv 3", "conv 3"))
+
+
+def test_a_child_trains_like_the_model_it_stands_for():
+    """With T = identity a chained convolution and a plain one with the same taps give the same output."""
+    net = supernet.SuperNet(TINY)
+    child = net.child(("conv 7", "conv 65")).eval()
+    plain = autobert.Pretraining(TINY, ("conv 7", "conv 65")).eval()
+    state = {k: v for k, v in child.state_dict().items() if "transforms" not in k}
+    state["encoder.layers.0.convolution.kernel"] = child.encoder.layers[0].convolution.taps().detach()
+    plain.load_state_dict(state)
+    ids = torch.arange(5, 25)[None]
+    assert torch.equal(child.encoder(ids, 0 * ids, None), plain.encoder(ids, 0 * ids, None))
+
+
+# ---- glue.py: metrics by hand ----
+
+
+def test_metrics_by_hand():
+    gold, said = [1, 1, 1, 0, 0, 0, 0, 1], [1, 1, 0, 1, 0, 0, 0, 0]  # tp 2, fp 1, fn 2, tn 3
+    assert glue.accuracy(gold, said) == 5 / 8
+    assert glue.f1(gold, said) == pytest.approx(2 * (2 / 3) * (1 / 2) / (2 / 3 + 1 / 2))
+    assert glue.matthews(gold, said) == pytest.approx((2 * 3 - 1 * 2) / math.sqrt(3 * 4 * 4 * 5))
+    assert glue.f1([1, 1, 0], [1, 0, 0]) == glue.f1([1, 0, 0], [1, 1, 0]) == pytest.approx(2 / 3)  # symmetric
+    assert glue.pearson([1, 2, 3], [2, 4, 7]) == pytest.approx(5 / math.sqrt(2 * 38 / 3))
+    assert glue.spearman([10, 20, 20, 40], [1, 3, 2, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))  # ranks 1 2.5 2.5 4
+
+
+def test_kendall_counts_pairs():
+    rng = np.random.default_rng(0)
+    for n in (2, 3, 8, 30, 200):
+        x, y = rng.integers(0, 10, n), rng.integers(0, 12, n)
+        concordant = sum(np.sign(x[i] - x[j]) * np.sign(y[i] - y[j]) for i in range(n) for j in range(i))
+        both = math.sqrt(sum(x[i] != x[j] for i in range(n) for j in range(i))
+                         * sum(y[i] != y[j] for i in range(n) for j in range(i)))
+        assert glue.kendall_tau(x, y)[0] == pytest.approx(concordant / both if both else 0.0)
+    n = 40  # no ties: variance of S is n(n-1)(2n+5)/18
+    x, y = np.arange(n), rng.permutation(n)
+    s = sum(np.sign(y[i] - y[j]) for i in range(n) for j in range(i))
+    p = math.erfc(abs(s) / math.sqrt(n * (n - 1) * (2 * n + 5) / 18) / math.sqrt(2))
+    assert glue.kendall_tau(x, y) == (pytest.approx(s / (n * (n - 1) / 2)), pytest.approx(p))
+
+
+@pytest.mark.parametrize("metric", ["matthews", "pearson", "spearman", "f1"])
+def test_a_constant_prediction_scores_0(metric):
+    assert glue.METRICS[metric]([0, 1, 0, 1], [0, 0, 0, 0]) == 0.0
+    assert glue.kendall_tau([0, 1, 2], [5, 5, 5]) == (0.0, 1.0)
+    with pytest.raises(ValueError):
+        glue.METRICS[metric]([], [])
+
+
+# ---- glue.py: reading and fine-tuning ----
+
+
+def write_rows(path, *rows, header="index\tsentence1\tsentence2\tlabel"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(("\n".join((header, *rows)) + "\n").encode())
+
+
+def test_rows_are_split_at_tabs_and_line_feeds_only(tmp_path):
+    write_rows(tmp_path / "RTE/train.tsv", '0\t"He said.\tYes\u2028no\x85.\tentailment', '1\ta "b"\tc"\tnot_entailment\r')
+    assert glue.read_task(tmp_path, "RTE", "train") == [('"He said.', "Yes\u2028no\x85.", 0), ('a "b"', 'c"', 1)]
+    (tmp_path / "RTE/train.tsv").write_bytes(b"\xef\xbb\xbfindex\ta\tb\tlabel\r\n0\tx\ty\tentailment\r\n")
+    assert glue.read_task(tmp_path, "RTE", "train") == [("x", "y", 0)]
+
+
+def test_every_task_reads_its_own_columns(toy):
+    first = {name: glue.read_task(toy / "glue", name, "train")[0] for name in glue.TASKS}
+    assert all((b is None) == (name in ("CoLA", "SST-2")) for name, (_, b, _) in first.items())
+    assert {glue.TASKS[name].labels for name in ("CoLA", "SST-2", "MRPC", "QQP")} == {("0", "1")}
+    assert glue.TASKS["MNLI"].labels == ("contradiction", "entailment", "neutral")
+    assert glue.TASKS["RTE"].labels == glue.TASKS["QNLI"].labels == ("entailment", "not_entailment")
+    assert 0 <= first["STS-B"][2] <= 5 and glue.TASKS["MNLI"].dev == ["dev", "dev_mm"]
+
+
+@pytest.mark.parametrize("task, row, says", [
+    ("RTE", "0\tone\tentailment", "train.tsv:2"), ("RTE", "0\ta\tb\tmaybe", "train.tsv:2"),
+    ("STS-B", "0" + "\tx" * 8 + "\tnan", "train.tsv:2"), ("STS-B", "0" + "\tx" * 8 + "\t5.5", "train.tsv:2")])
+def test_a_bad_row_is_named_by_file_and_line(tmp_path, task, row, says):
+    header = "\t".join("c" * (10 if task == "STS-B" else 4))
+    write_rows(tmp_path / task / "train.tsv", row, header=header)
+    with pytest.raises(UserError, match=says):
+        glue.read_task(tmp_path, task, "train")
+
+
+def test_a_short_qqp_training_row_is_skipped_and_counted_a_dev_row_never(tmp_path, capsys):
+    for split in ("train", "dev"):
+        write_rows(tmp_path / f"QQP/{split}.tsv", "0\t1\t2\ta\tb\t1", "1\t1\t2\ta", header="id\tqid1\tqid2\tq1\tq2\tdup")
+    assert glue.read_task(tmp_path, "QQP", "train") == [("a", "b", 1)]
+    assert "short_rows_skipped=1" in capsys.readouterr().err
+    with pytest.raises(UserError, match="dev.tsv:3"):
+        glue.read_task(tmp_path, "QQP", "dev")
+
+
+def test_an_empty_or_missing_task_file_is_one_clear_error(tmp_path):
+    write_rows(tmp_path / "RTE/train.tsv")
+    for split, says in (("train", "train.tsv"), ("dev", "dev.tsv"), ("all", "'all'")):
+        with pytest.raises(UserError, match=says):
+            glue.read_task(tmp_path, "RTE", split)
+    with pytest.raises(UserError, match="'WNLI'"):
+        glue.read_task(tmp_path, "WNLI", "train")
+
+
+def test_finetuning_learns_repeats_itself_and_leaves_the_encoder_alone():
+    """A task of one word: label 1 if token 7 stands in the row."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 120)
+    rows = [glue.compact(*data.pack([*rng.integers(8, 50, 4), 7 if label else 8], None, 12)) for label in labels]
+    train = glue.Encoded(rows, labels.astype(np.int64))
+    with autobert.seeded(0):
+        encoder = autobert.AutoBert(TINY, ("conv 3", BERT))
+    before = {name: p.clone() for name, p in encoder.state_dict().items()}
+    settings = glue.FinetuneSettings(epochs=8, lr=5e-3)
+    results = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)  # whatever was drawn before must not matter
+        results.append(glue.finetune(encoder, "CoLA", train, {"dev": train}, settings, seed=5))
+    assert results[0] == results[1] and results[0]["score"] > 0.9
+    assert all(torch.equal(before[name], p) for name, p in encoder.state_dict().items())
+
+
+def test_regression_is_on_fifths():
+    output, y = torch.tensor([[0.5], [0.0]]), torch.tensor([5.0, 1.0], dtype=torch.float64)
+    assert glue.LOSSES["number"](output, y).item() == pytest.approx(((0.5 - 1.0) ** 2 + 0.2 ** 2) / 2)
+
+
+# ---- glue.py: SQuAD ----
+
+
+@pytest.mark.parametrize("text, normal", [("The  Anna, Brown!", "anna brown"), ("a an the", ""), ("Theory", "theory"),
+                                          ("$5.00", "500"), ("co-op", "coop"), ("«été»", "«été»")])
+def test_answers_are_normalised_as_squad_does(text, normal):
+    assert glue.normalize_answer(text) == normal
+
+
+def test_squad_scores_by_hand():
+    dataset = [{"paragraphs": [{"context": "c", "qas": [
+        {"id": "1", "question": "q", "answers": [{"text": "Anna Brown", "answer_start": 0}, {"text": "Brown", "answer_start": 5}]},
+        {"id": "2", "question": "q", "answers": [{"text": "the red hen", "answer_start": 0}]}]}]}]
+    scores = glue.squad_scores(dataset, {"1": "brown.", "2": "red cow"})
+    assert scores["exact"] == 50.0 and scores["f1"] == pytest.approx(100 * (1 + 0.5) / 2)  # f1 of 2: 1 of 2, 1 of 2
+
+
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
+def test_gold_spans_fed_in_score_100(toy, tokenizer, version):
+    questions = glue.read_squad(toy / "squad" / f"dev-v{version}.json")
+    settings = glue.FinetuneSettings()
+    windows = glue.squad_windows(questions, tokenizer, settings)
+    outputs = []
+    for window in windows:
+        logits = np.full((len(window.row[0]), 2), -10.0)
+        logits[window.span[0], 0] = logits[window.span[1], 1] = 10.0
+        outputs.append(logits)
+    predictions = glue.squad_predictions(questions, glue.decode_squad(questions, windows, outputs, settings))
+    scores = glue.squad_scores(questions, predictions)
+    assert scores["exact"] == scores["f1"] == 100.0 and set(predictions) == {q.id for q in questions}
+
+
+def test_squad_scores_all_questions_and_reads_packed_files(toy, tmp_path):
+    path = tmp_path / "dev.json.xz"
+    path.write_bytes(lzma.compress((toy / "squad/dev-v1.1.json").read_bytes()))
+    questions = glue.read_squad(path)
+    assert questions == glue.read_squad(toy / "squad/dev-v1.1.json")
+    assert glue.squad_scores(questions, {})["f1"] == 0.0 < glue.random_span_scores(questions)["f1"] < 30
+
+
+# ---- opnas.py: UCB (Eq. 3) ----
+
+
+def test_ucb_by_hand():
+    """Position 0: neg in candidates of 0.6 and 0.8, scale in one of 0.4; N = 3."""
+    tables = opnas.OperationPriority(alpha=0.5, tau=0.2)
+    for first, score in (("-Q", 0.6), ("-Q", 0.8), ("scale(Q)", 0.4)):
+        tables.observe((f"cos({first}, K) @ V",), score)
+    u = tables.ucb(0)
+    assert u["neg"] == pytest.approx(0.7 + 0.5 * math.sqrt(2 * math.log(3) / 2))
+    assert u["scale"] == pytest.approx(0.4 + 0.5 * math.sqrt(2 * math.log(3) / 1))
+    assert u["softmax"] == pytest.approx(0.6)  # never sampled: the position's mean, no bonus
+    assert tables.ucb(1)["cos"] == pytest.approx(0.6 + 0.5 * math.sqrt(2 * math.log(3) / 3))
+    weights = [math.exp(x / 0.2) for x in u.values()]
+    assert list(tables.p(0).values()) == pytest.approx([w / sum(weights) for w in weights])
+
+
+def test_kernels_have_a_table_of_their_own_in_each_layer():
+    tables = opnas.OperationPriority(alpha=0.0, tau=0.1)
+    tables.observe(("conv 9", "conv 3"), 0.9)
+    tables.observe(("conv 5", "conv 3"), 0.1)
+    assert tables.ucb(("layer", 0))[9] == pytest.approx(0.9) and tables.ucb(("layer", 0))[5] == pytest.approx(0.1)
+    assert tables.ucb(("layer", 0))[3] == pytest.approx(0.5) and tables.ucb(("layer", 1))[3] == pytest.approx(0.5)
+    assert list(tables.ucb(0).values()) == [0.0] * 10  # no attention seen: no opinion
+    assert tables.p(("layer", 0))[9] > 0.9
+
+
+def test_tau_and_alpha_default_to_a_tenth_of_the_scores_spread():
+    tables = opnas.OperationPriority()
+    for kernel, score in ((9, 0.2), (5, 0.6)):
+        tables.observe((f"conv {kernel}",), score)
+    sd = 0.2
+    u9, u5 = (score + 0.1 * sd * math.sqrt(2 * math.log(2)) for score in (0.2, 0.6))
+    assert tables.ucb(("layer", 0))[9] == pytest.approx(u9)
+    p = tables.p(("layer", 0))
+    assert p[5] / p[9] == pytest.approx(math.exp((u5 - u9) / (0.1 * sd)))
+
+
+def test_literal_temperature_one_is_nearly_uniform():
+    tables = opnas.OperationPriority(alpha=0.01, tau=1.0)
+    rng = random.Random(0)
+    for _ in range(200):
+        tables.observe(opnas.random_backbone(4, rng), rng.uniform(0.76, 0.83))
+    assert tables.perplexity()[0] > 9.99
+
+
+def test_rejected_candidates_count_with_the_worst_score():
+    tables = opnas.OperationPriority(alpha=0.0)
+    for kernel, score in ((9, 0.8), (5, 0.3), (7, None)):
+        tables.observe((f"conv {kernel}",), score)
+    assert tables.ucb(("layer", 0))[7] == pytest.approx(0.3) and len(tables.scores) == 2
+
+
+def test_perplexity_counts_every_occurrence():
+    tables = opnas.OperationPriority(alpha=0.0, tau=1e9)
+    tables.observe((BERT, "conv 3", BERT), 0.5)
+    assert tables.perplexity() == (pytest.approx(10.0), 10) and tables.perplexity(tuple) == (pytest.approx(7.0), 1)
+
+
+# ---- opnas.py: mutation and evolution ----
+
+
+def filled_tables(seed=0, count=30):
+    tables, rng = opnas.OperationPriority(), random.Random(seed)
+    for _ in range(count):
+        tables.observe(opnas.random_backbone(4, rng), rng.random())
+    return tables
+
+
+def test_every_mutation_is_legal_changed_and_unseen():
+    rng, tables, counts, seen = random.Random(0), filled_tables(), Counter(), set()
+    parents = [opnas.random_backbone(4, rng) for _ in range(20)] + [("conv 3",) * 4, (BERT,) * 4]
+    for parent in parents * 10:
+        child = opnas.mutate(parent, tables, rng, seen, counts)
+        assert child != parent and child not in seen
+        assert autobert.check_backbone(child, 4) == child  # legal and canonical
+        assert 1 <= sum(a != b for a, b in zip(parent, child)) <= 2  # one layer between, one within
+        seen.add(child)
+
+
+def test_every_kind_of_edit_reaches_its_neighbours():
+    """From BERT's path: other lengths by insertion and deletion, the same length by replacement and rewiring."""
+    rng, tables, dag = random.Random(0), opnas.OperationPriority(), ops.parse(BERT)
+    lengths, reached = Counter(), set()
+    for _ in range(3000):
+        child = opnas.mutate_dag(dag, tables, rng)
+        lengths[len(child) - len(dag)] += 1
+        assert all(a < 4 + t for t, (_, *args) in enumerate(child) for a in args)
+        if child and ops.why_illegal(ops.canonical(child)) is None:
+            reached.add(ops.formula(ops.canonical(child)))
+    assert {k: round(v / 3000, 1) for k, v in lengths.items()} == {0: 0.6, 1: 0.2, -1: 0.2}
+    assert {"softmax(scale(Q @ T(K))) @ K", "softmax(Q @ T(K)) @ V", "softsign(softmax(scale(Q @ T(K))) @ V)"} <= reached
+
+
+def test_new_ops_and_kernels_come_from_the_tables():
+    tables, rng = opnas.OperationPriority(alpha=0.0, tau=0.01), random.Random(0)
+    for kernel in autobert.KERNELS:
+        tables.observe((f"conv {kernel}",) * 2, 0.9 if kernel == 31 else 0.1)
+    drawn = Counter(opnas.mutate_intra(("conv 3", "conv 3"), tables, rng, Counter()) for _ in range(50))
+    assert set(drawn) == {("conv 31", "conv 3"), ("conv 3", "conv 31")}
+
+
+def test_inter_layer_mutation_flips_one_layer_half_the_time():
+    rng, tables, flips = random.Random(0), filled_tables(), 0
+    for _ in range(400):
+        child = opnas.mutate_inter(("conv 9", BERT), tables, rng, Counter())
+        changed = [i for i in range(2) if child[i] != ("conv 9", BERT)[i]]
+        flips += len(changed)
+        assert len(changed) <= 1
+        for i in changed:
+            assert bool(autobert.kernel_of(child[i])) == (i == 1)
+    assert 160 <= flips <= 240
+
+
+def pretend(score):
+    """A fitness for evolve that costs nothing."""
+    def fitness(batch):
+        yield from (replace(c, score=score(c.backbone)) for c in batch)
+    return fitness
+
+
+SETTINGS = replace(opnas.PRESETS["toy"], population=10, parents=2, children=3, rounds=6)
+
+
+def convolutions(backbone):
+    return sum(gene.startswith("conv") for gene in backbone) / len(backbone)
+
+
+def test_evolution_is_algorithm_1():
+    batches = []
+
+    def fitness(batch):
+        batches.append(list(batch))
+        yield from (replace(c, score=convolutions(c.backbone)) for c in batch)
+    history = opnas.evolve(SETTINGS, 6, fitness)
+    assert [len(batch) for batch in batches] == [6, 4] + [6] * 6  # M_0 in chunks of a round, then K x children
+    assert [c.number for c in history] == list(range(10 + 36)) and len({c.backbone for c in history}) == 46
+    for i, batch in enumerate(batches[2:]):  # l.4: the parents are the best two of all before
+        before = [c for earlier in batches[:2 + i] for c in earlier]
+        scores = {c.number: convolutions(c.backbone) for c in before}
+        best = sorted(scores, key=lambda n: (-scores[n], n))[:2]
+        assert [c.parent for c in batch] == [best[0]] * 3 + [best[1]] * 3
+    assert statistics.fmean(c.score for c in history[-12:]) > statistics.fmean(c.score for c in history[:10])
+
+
+def test_same_seed_same_history():
+    runs = [opnas.evolve(replace(SETTINGS, seed=seed), 4, pretend(convolutions)) for seed in (1, 1, 2)]
+    assert runs[0] == runs[1] and runs[0] != runs[2]
+
+
+def test_what_the_probe_turns_away_is_replaced_and_counted():
+    turned = []
+
+    def probe(candidate):
+        if convolutions(candidate.backbone) == 0.5:
+            turned.append(candidate.backbone)
+            return "collapsed"
+    history = opnas.evolve(SETTINGS, 4, pretend(convolutions), probe)
+    rejected = [c for c in history if c.number is None]
+    assert [c.backbone for c in rejected] == turned and turned
+    assert all(c.reason == "collapsed" and c.score is None for c in rejected)
+    assert sum(c.number is not None for c in history) == 46
+
+
+def test_rejected_candidates_are_no_parents_and_a_search_survives_them():
+    def fitness(batch):
+        yield from (replace(c, score=None, reason="no learning") if c.number < 12 or c.number % 2 else
+                    replace(c, score=0.5) for c in batch)
+    history = opnas.evolve(SETTINGS, 4, fitness)
+    by_number = {c.number: c for c in history}
+    assert all(by_number[c.parent].score is not None for c in history if c.parent is not None)
+    assert len(history) == 46 and by_number[10].parent is None and by_number[16].parent == 12  # first nobody to mutate
+
+
+def test_a_log_line_reads_back_exactly():
+    c = opnas.Candidate(3, 1, 0, ("conv 9", BERT), 0.1 + 0.2, "", 3.3, 1.25, (("CoLA", 1 / 3), ("STS-B", 0.0)))
+    assert opnas.from_row(opnas.to_row(c)) == c
+    c = opnas.Candidate(None, 0, None, ("conv 9",), reason="no learning")
+    assert opnas.from_row(opnas.to_row(c)) == c
