@@ -500,7 +500,11 @@ def load_tensors(path, device="cpu"):
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises half a dozen kinds for a broken file
-        raise UserError(f"checkpoint {str(path)!r}: broken or not a checkpoint ({str(error).splitlines()[0][:100]})") from None
+        raise UserError(f"checkpoint {str(path)!r}: broken or not a checkpoint ({_brief(error)})") from None
+
+
+def _brief(error):
+    return " ".join(f"{type(error).__name__}: {error}".split())[:120]
 
 
 def save_checkpoint(path, model, tokenizer):
@@ -520,7 +524,7 @@ def load_checkpoint(path, device="cpu"):
         model.load_state_dict(content["state"])
         return model, data.Tokenizer(bytes(content["tokenizer"].cpu().numpy()))
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"checkpoint {str(path)!r}: not a model of this program ({str(error).splitlines()[0][:100]})") from None
+        raise UserError(f"checkpoint {str(path)!r}: not a model of this program ({_brief(error)})") from None
 
 
 # ---- Command line ----

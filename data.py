@@ -22,6 +22,8 @@ import os
 import random
 import sys
 import tempfile
+import zlib
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -98,27 +100,21 @@ def read_lines(path):
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start} of the line)") from None
-    except (lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:
+    except (lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError) as error:
         raise UserError(f"{path}:{number + 1}: broken {path.suffix} file ({error})") from None
 
 
 def read_documents(paths):
     """Yields documents, each a list of sentences (str): one per line, blank line(s) between documents."""
-    found = False
-    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    paths, document, count = [paths] if isinstance(paths, (str, Path)) else list(paths), [], 0
     for path in paths:
-        document = []
-        for _, line in read_lines(path):
-            if sentence := line.strip():
-                document.append(sentence)
+        for _, line in chain(read_lines(path), [(0, "")]):  # the end of a file ends its last document
+            if line.strip():
+                document.append(line.strip())
             elif document:
-                found = True
                 yield document
-                document = []
-        if document:
-            found = True
-            yield document
-    if not found:
+                document, count = [], count + 1
+    if not count:
         raise UserError(f"{', '.join(map(str, paths))}: no text; expected one sentence per line")
 
 
@@ -130,8 +126,7 @@ def load_corpus(paths, tokenizer):
         if sentences:
             documents.append(sentences)
     if len(documents) < 2:
-        raise UserError(f"{paths}: {len(documents)} document(s); NSP needs at least two documents "
-                        "(one sentence per line, a blank line between documents)")
+        raise UserError(f"{paths}: one document; NSP needs at least two documents, with a blank line between them")
     return documents
 
 
@@ -188,7 +183,8 @@ class Tokenizer:
                 input_sentence_size=1_000_000, shuffle_input_sentence=True, pad_id=PAD, unk_id=UNK, bos_id=-1,
                 eos_id=-1, control_symbols=["[CLS]", "[SEP]", "[MASK]"])  # control: text never becomes one of them
         except (RuntimeError, OSError, ValueError) as error:
-            raise UserError(f"vocabulary of {vocab}: {str(error).splitlines()[-1]}") from None
+            reason = str(error).split("] ")[-1].strip() or "expected a positive number"  # "] ": behind its source line
+            raise UserError(f"vocabulary of {vocab}: {reason}") from None
         return cls(model.getvalue())
 
     @classmethod
@@ -385,7 +381,7 @@ WORDS = {key: words.split() for key, words in {
     "time": "dawn noon dusk midnight sunrise sunset", "glad": "happy proud cheerful hopeful",
     "sad": "angry tired gloomy worried",
     "good": "lovely splendid pretty clean neat pleasant perfect superb nice bright solid charming",
-    "bad": "horrid ugly dirty shabby nasty broken grim faulty poor dull weak dreadful"}.items()}
+    "bad": "horrid terrible shabby dirty ugly wretched useless broken poor faulty nasty dreadful"}.items()}
 NAMES = [name.split() for name in (
     "Anna Brown she Mrs", "Peter Stone he Mr", "Clara Hill she Mrs", "Thomas Bell he Mr", "Julia Frost she Mrs",
     "Victor Marsh he Mr", "Martha Wood she Mrs", "Henry Clay he Mr", "Helen Lane she Mrs", "Robert King he Mr")]
@@ -396,7 +392,7 @@ FACTS = {  # kind of fact: question | statement | answer
     "colour": "What colour are the {thing}s of {asked}?|{who} {verb}s the {colour} {thing}s.|{colour}",
     "who": "Who {verb}s the {thing}s?|{first} {last} {verb}s the {thing}s.|{first} {last}"}
 TOY_VOCAB = 600                                          # every word is one piece
-TOY_SEARCH_TASKS = ("CoLA", "SST-2", "MRPC")             # where pre-training pays most
+TOY_SEARCH_TASKS = ("CoLA", "STS-B", "MNLI")            # where pre-training pays, and none is soon solved
 
 
 class ToyWriter:
@@ -414,18 +410,20 @@ class ToyWriter:
     def noun(self, topic, kind, plural, numbered=False, fault=False):
         """-> ['many', 'sea', 'boats']; numbered: not 'the'; fault: the determiner shows the other number."""
         determiners = ["these", "many"] if plural != fault else ["this", "every"]
-        return [self.rng.choice(determiners if numbered else [*determiners, "the", "the"]),
+        return [self.rng.choice(determiners if numbered else [*determiners, "the"]),
                 *topic["hint"] * self.coin(self.hints), self.pick(topic[kind]) + "s" * plural]
 
     def distractor(self, topic):
         """-> [] or ['near', 'the', 'hens'], to stand between a noun and its verb."""
-        return [self.rng.choice(("near", "behind", "beside")), *self.noun(topic, "thing", self.coin())] * self.coin(0.4)
+        words = [self.rng.choice(("near", "behind", "beside")), *self.noun(topic, "thing", self.coin())]
+        return words * self.coin(0.3)
 
     def act(self, topic, fault=None, numbered=False):
         """-> 'These farmers near the hen feed the goat.'; fault: "verb", "determiner", "order" or None."""
         plural = self.coin()
         words = self.noun(topic, "role", plural, numbered, fault == "determiner") + self.distractor(topic)
-        words += [self.pick(topic["verb"]) + "s" * (plural == (fault == "verb")), *self.noun(topic, "thing", self.coin())]
+        words += [self.pick(topic["verb"]) + "s" * (plural == (fault == "verb"))]
+        words += self.noun(topic, "thing", self.coin())
         if fault == "order":
             i = self.rng.randrange(len(words) - 1)
             words[i:i + 2] = words[i + 1], words[i]
@@ -457,7 +455,7 @@ class ToyWriter:
         story = self.story(topic, good)
         lines = ["{first} {last} is a {role} at the {place}.".format(**story)]
         for _ in range(self.rng.randint(5, 8)):
-            form = self.rng.choices(("act", "judge", "feeling", "kind", "fact"), (4, 4, 4, 1, 7))[0]
+            form = self.rng.choices(("act", "judge", "feeling", "kind", "fact"), (4, 5, 4, 1, 6))[0]
             question, statement, answer = self.fact(self.rng.choice(list(FACTS)), story)
             lines.append({"act": self.act(topic), "judge": self.judge(topic, good),
                           "feeling": self.judge(topic, good)[:-1] + " so {first} is {feeling}.".format(**story),
@@ -496,7 +494,7 @@ def toy_example(task, w):
     good, yes = w.coin(), w.coin(0.65 if task in ("CoLA", "MRPC", "QQP") else 0.5)
     second = topic if yes else other
     if task == "CoLA":
-        texts = [w.act(topic, None if yes else w.rng.choice(("verb", "verb", "determiner", "order")), numbered=True)]
+        texts = [w.act(topic, None if yes else w.rng.choice(("verb", "determiner", "order")), numbered=True)]
     elif task == "SST-2":
         texts, yes = [w.judge(topic, good)], good
     elif task == "MRPC":                                 # what counts as a paraphrase here: the same topic
@@ -507,7 +505,7 @@ def toy_example(task, w):
         same = w.coin()
         score = 3 * yes + 2 * same + w.rng.choice((-0.25, 0, 0.25))
         return [w.judge(topic, good), w.judge(second, good == same)], f"{min(5, max(0, score)):.3f}"
-    elif task == "MNLI":                                 # neutral: about something else; contradiction: the other mood
+    elif task == "MNLI":                                 # neutral: another topic; contradiction: the other mood
         label = w.rng.choice(("entailment", "contradiction", "neutral"))
         about, mood = (other, w.coin()) if label == "neutral" else (topic, good == (label == "entailment"))
         return [w.judge(topic, good), w.judge(about, mood)], label
@@ -570,7 +568,7 @@ def toy_files(seed=0):
     for task in COLUMNS:
         seen, ends = set(), {"_matched": slice(None), "_mismatched": rest} if task == "MNLI" else {"": slice(None)}
         name = f"glue/{task}/train.tsv"
-        yield name, toy_table(task, "train", 1600 if task in ("QQP", "MNLI") else 1000, writer(name, half), seen)
+        yield name, toy_table(task, "train", 1600 if task in ("CoLA", "QQP", "MNLI") else 1000, writer(name, half), seen)
         for split, rows in (("dev", 400), ("test", 100)):
             for end, view in ends.items():               # mismatched: only words that training rows do not use
                 name = f"glue/{task}/{split}{end}.tsv"

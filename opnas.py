@@ -18,6 +18,7 @@ Read last.
 """
 import collections
 import concurrent.futures
+import itertools
 import json
 import math
 import multiprocessing
@@ -67,6 +68,7 @@ class SearchSettings:
     alpha: float | None = option(None, "weight of the UCB bonus; default: 0.1 standard deviations of the scores")
     tau: float | None = option(None, "temperature of p = softmax(u / tau); 1 is the literal paper; default: 0.1 sd")
     collapse: float = option(0.5, "least token-varying share of the last hidden state before training; 0: no such probe")
+    least_gain: float = option(0.05, "nats a candidate's held-out MLM loss must end below the unigram entropy, or: no learning")
     select: str = option("dev", "score candidates on the tasks' dev rows, or on a tenth of train held out: dev, train")
     rows: int = option(1000, "most training rows of a task, in search and final training; 0: all")
     steps: int = option(100, "pre-training steps of a candidate")
@@ -343,7 +345,7 @@ class Bench:
         share = tokens[tokens > 0] / tokens.sum()
         self.unigram = float(-(share * np.log(share)).sum())  # nats: what knowing only the words' frequencies gives
         self.tuning = glue.FinetuneSettings(s.epochs, s.finetune_lr, batch=s.finetune_batch, warmup=s.finetune_warmup, n=s.n,
-                                            small=s.size in ("toy", "small"))
+                                            small=s.size == "small")
         root = self.folder / saved["glue"] if saved["toy"] else saved["glue"]
         self.tasks = {task: self.cut(*glue.load_task(root, task, self.tokenizer, s.n)) for task in s.tasks.split(",")}
 
@@ -397,7 +399,7 @@ class Bench:
         del net
         try:
             mlm = self.train(child, self.s.steps, generation * self.s.steps, self.s.seed)
-            if not mlm < self.unigram - 0.05:
+            if not mlm < self.unigram - self.s.least_gain:
                 reason = "no learning"
             else:
                 autobert.save_tensors(self.folder / "children" / f"{candidate.number}.pt", child.state_dict())
@@ -642,8 +644,10 @@ def prepare(args, settings):
         if toy:
             data.write_toy(beside / "toy", settings.seed)
             corpus, root = ["toy/corpus.txt"], "toy/glue"
-        data.Tokenizer.train([beside / p if toy else p for p in corpus], settings.vocab, settings.seed).save(
-            beside / "tokenizer.model")
+        texts = [beside / path if toy else path for path in corpus]
+        if len(list(itertools.islice(data.read_documents(texts), 2))) < 2:
+            raise UserError(f"{' '.join(corpus)}: one document; NSP needs at least two documents, a blank line between them")
+        data.Tokenizer.train(texts, settings.vocab, settings.seed).save(beside / "tokenizer.model")
         for task in settings.tasks.split(","):
             glue.read_task(beside / root if toy else root, task, "train")
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
@@ -710,6 +714,8 @@ def main(argv=None):
         args = parser.parse_args(argv)
         settings = resolve(args)
     device = autobert.find_device(args.device)
+    if args.workers is not None and args.workers < 1:
+        raise UserError(f"--workers {args.workers}: expected at least 1")
     workers = args.workers or (1 if device.type == "cuda" else len(os.sched_getaffinity(0)))
     if argv[:1] != ["resume"]:
         out = prepare(args, settings)

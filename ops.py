@@ -186,8 +186,9 @@ def formula(dag):
     return "; ".join(statements + [fold(dag, [(letter, 3) for letter in INPUTS], write)[-1][0]])
 
 
-_CALLS = {op: row.text.split("(")[0] for op, row in OPS.items() if "(" in row.text}
-_SYNTAX = {**{name: op for op, name in _CALLS.items()}, ast.USub: "neg", ast.Add: "add", ast.MatMult: "matmul"}
+_SYNTAX = {row.text.split("(")[0]: op for op, row in OPS.items() if "(" in row.text}
+_WRITTEN = f"ops are {' '.join(_SYNTAX)} - + @"
+_SYNTAX |= {ast.USub: "neg", ast.Add: "add", ast.MatMult: "matmul"}
 
 
 def parse(text):
@@ -201,24 +202,25 @@ def parse(text):
     slots, nodes = {letter: i for i, letter in enumerate(INPUTS)}, []
 
     def read(node):
-        if isinstance(node, ast.Name):
-            if node.id not in slots:
-                fail(node, f"unknown name {node.id!r}; inputs are Q K V P, ops are {' '.join(_CALLS.values())} - + @")
-            return slots[node.id]
-        if isinstance(node, ast.BinOp):
-            key, args = type(node.op), [node.left, node.right]
-        elif isinstance(node, ast.UnaryOp):
-            key, args = type(node.op), [node.operand]
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-            key, args = node.func.id, node.args
-        else:
-            fail(node, "expected an input, a name, an op or a sum, product or minus of them")
+        match node:
+            case ast.Name(name):
+                if name not in slots:
+                    fail(node, f"unknown name {name!r}; inputs are Q K V P, {_WRITTEN}")
+                return slots[name]
+            case ast.BinOp(left, sign, right):
+                key, args = type(sign), [left, right]
+            case ast.UnaryOp(sign, operand):
+                key, args = type(sign), [operand]
+            case ast.Call(ast.Name(key), args, []):
+                pass
+            case _:
+                fail(node, "expected an input, a name, an op or a sum, product or minus of them")
         if key not in _SYNTAX:
-            fail(node, f"unknown op {getattr(key, '__name__', key)!r}; ops are {' '.join(_CALLS.values())} - + @")
+            fail(node, f"unknown op {getattr(key, '__name__', key)!r}; {_WRITTEN}")
         op = _SYNTAX[key]
         if len(args) != OPS[op].arity:
             fail(node, f"{op} takes {OPS[op].arity} operand(s), not {len(args)}")
-        nodes.append((op, *(read(arg) for arg in args)))
+        nodes.append((op, *map(read, args)))
         if len(nodes) > MAX_TEXT:
             fail(node, f"more than {MAX_TEXT} ops")
         return 3 + len(nodes)

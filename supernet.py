@@ -47,13 +47,12 @@ class SuperNet:
     It is no module and has no forward pass: nothing is ever "active" in it, and no candidate's optimizer state enters it.
     """
 
-    def __init__(self, config, seed=0):
-        """config: the candidates' size. All slots are drawn from `seed`."""
-        self.config = replace(config, kernel_chain=True)
-        self.slots = {}
+    def __init__(self, config, seed=0, slots=None):
+        """config: the candidates' size. All slots are drawn from `seed`, unless they are given."""
+        self.config, self.slots = replace(config, kernel_chain=True), slots or {}
         with autobert.seeded(seed):
             # every name there is: all transforms come with the smallest kernel, all taps with the largest
-            for gene in ("conv 3", "conv 65", "cos(Q, K) @ (V + P)"):
+            for gene in () if slots else ("conv 3", "conv 65", "cos(Q, K) @ (V + P)"):
                 self.slots.update(autobert.Pretraining(self.config, (gene,) * config.layers).state_dict())
 
     def child(self, backbone):

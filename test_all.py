@@ -841,7 +841,7 @@ def test_finetuning_learns_repeats_itself_and_leaves_the_encoder_alone():
     """A task of one word: label 1 if token 7 stands in the row."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 120)
-    rows = [glue.compact(*data.pack([*rng.integers(8, 50, 4), 7 if label else 8], None, 12)) for label in labels]
+    rows = [tuple(map(np.int32, data.pack([*rng.integers(8, 50, 4), 7 if label else 8], None, 12))) for label in labels]
     train = glue.Encoded(rows, labels.astype(np.int64))
     with autobert.seeded(0):
         encoder = autobert.AutoBert(TINY, ("conv 3", BERT))
@@ -857,7 +857,7 @@ def test_finetuning_learns_repeats_itself_and_leaves_the_encoder_alone():
 
 def test_regression_is_on_fifths():
     output, y = torch.tensor([[0.5], [0.0]]), torch.tensor([5.0, 1.0], dtype=torch.float64)
-    assert glue.LOSSES["number"](output, y).item() == pytest.approx(((0.5 - 1.0) ** 2 + 0.2 ** 2) / 2)
+    assert glue.score_loss(output, y).item() == pytest.approx(((0.5 - 1.0) ** 2 + 0.2 ** 2) / 2)
 
 
 # ---- glue.py: SQuAD ----
@@ -1079,3 +1079,161 @@ def test_a_log_line_reads_back_exactly():
     assert opnas.from_row(opnas.to_row(c)) == c
     c = opnas.Candidate(None, 0, None, ("conv 9",), reason="no learning")
     assert opnas.from_row(opnas.to_row(c)) == c
+
+
+# ---- The whole: a run, its folder, resuming ----
+
+SMALL_RUN = ("--population 4 --parents 1 --children 2 --rounds 2 --rows 48 --steps 15 --final-steps 15 --epochs 1 --least-gain=-9 "
+             "--vocab 300 --tasks CoLA,STS-B --device cpu").split()
+
+
+def command(*arguments, **options):
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=HERE, capture_output=True, text=True, timeout=300, **options)
+
+
+def search(toy, out, *more):
+    return command("opnas.py", "--corpus", toy / "held-out.txt", "--glue", toy / "glue", "--out", out, *SMALL_RUN, *more)
+
+
+def outcome(run):
+    """All of a run that its seed decides: candidates without their seconds, finals, winner, weights."""
+    lines = [re.sub(r"\t\d+\.\d\d\t", "\t", line) for line in (run / "candidates.tsv").read_text().splitlines()]
+    slots = autobert.load_tensors(run / "supernet.pt")["slots"]
+    best = autobert.load_tensors(run / "best.pt")["state"]
+    return (lines, (run / "finals.json").read_text(), (run / "best.json").read_text(), (run / "table.txt").read_text(),
+            {name: slot.numpy().tobytes() for name, slot in [*slots.items(), *best.items()]})
+
+
+@pytest.fixture(scope="session")
+def finished(toy, tmp_path_factory):
+    """A small search from text files to its table, by two workers."""
+    run = tmp_path_factory.mktemp("runs") / "two"
+    result = search(toy, run, "--workers", 2)
+    assert result.returncode == 0, result.stderr
+    return run, result
+
+
+def test_a_search_goes_from_text_to_a_table(finished):
+    run, result = finished
+    assert len(re.findall(r"^cand=\d+ round=\d parent=\S+ score=0\.\d+ best=0\.\d+ rejected=\d+ ppl=\S+ \S+s \| L\d", result.stdout,
+                          re.M)) == 8
+    assert {p.name for p in run.iterdir()} >= {"settings.json", "candidates.tsv", "best.json", "best.pt", "tokenizer.model",
+                                               "supernet.pt", "table.txt"}
+    settings = json.loads((run / "settings.json").read_text())
+    assert settings["settings"]["steps"] == 15 and settings["settings"]["seed"] == 0 and settings["versions"]["torch"]
+    table = (run / "table.txt").read_text()
+    assert table in result.stdout and all(f"  {name}\n" in table for name in ("best", "bert", "autobert-zero"))
+    model, _ = autobert.load_checkpoint(run / "best.pt")
+    assert model.encoder.backbone == autobert.load_backbone(str(run / "best.json"))
+    assert not list((run / "children").iterdir())  # disk and memory hold no more than a round's children
+
+
+def test_any_number_of_workers_gives_the_same_result(finished, toy, tmp_path):
+    assert search(toy, tmp_path / "one", "--workers", 1).returncode == 0
+    assert outcome(tmp_path / "one") == outcome(finished[0])
+
+
+def test_a_killed_run_resumes_to_the_same_result(finished, toy, tmp_path):
+    run = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "opnas.py", "--corpus", toy / "held-out.txt", "--glue", toy / "glue", "--out", run,
+                                *SMALL_RUN, "--workers", "1"], cwd=HERE, stdout=subprocess.DEVNULL)
+    log = run / "candidates.tsv"
+    while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= 5):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run / "table.txt").exists()
+    log.write_text(log.read_text() + "9\t9\tcut short")  # as by a crash in the middle of a write
+    result = command("opnas.py", "resume", run, "--workers", 2)
+    assert result.returncode == 0, result.stderr
+    assert outcome(run) == outcome(finished[0])
+
+
+def test_ctrl_c_says_how_to_go_on(toy, tmp_path):
+    run = tmp_path / "stopped"
+    process = subprocess.Popen([sys.executable, "opnas.py", "--corpus", toy / "held-out.txt", "--glue", toy / "glue", "--out", run,
+                                *SMALL_RUN, "--workers", "2"], cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    log = run / "candidates.tsv"
+    while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= 2):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 2 and len(error.splitlines()) == 1 and f"opnas.py resume {run}" in error
+
+
+def test_the_default_is_the_toy_language_at_no_less_than_24_candidates():
+    s = opnas.PRESETS["toy"]
+    assert s.population + s.rounds * s.parents * s.children >= 24
+    paper = opnas.PRESETS["paper"]
+    assert (paper.population, paper.parents, paper.children, paper.rounds) == (100, 5, 5, 27)
+    assert (paper.steps, paper.batch, paper.lr, paper.warmup, paper.alpha) == (40_000, 160, 2e-4, 0.02, 0.01)
+
+
+# ---- Bad input: one line, exit 2, nothing half-written ----
+
+
+@pytest.mark.parametrize("arguments, says", [
+    ("opnas.py --nonsense", "--nonsense"),
+    ("opnas.py --tasks CoLA,WNLI", "'WNLI'"),
+    ("opnas.py --size huge", "'huge'"),
+    ("opnas.py --preset huge", "'huge'"),
+    ("opnas.py --device tpu9", "'tpu9'"),
+    ("opnas.py --population 0", "--population 0"),
+    ("opnas.py --steps many", "'many'"),
+    ("opnas.py --n 9999", "--n 9999"),
+    ("opnas.py --vocab 99999", "99999"),
+    ("opnas.py --select both", "'both'"),
+    ("opnas.py --workers 0", "--workers 0"),
+    ("opnas.py --out {here}", "exists"),
+    ("opnas.py --out {here} --overwrite", "exists"),
+    ("opnas.py --corpus {here}/none.txt --glue {toy}/glue --tasks CoLA", "none.txt"),
+    ("opnas.py --corpus {here}/empty.txt --glue {toy}/glue --tasks CoLA", "empty.txt"),
+    ("opnas.py --corpus {here}/one.txt --glue {toy}/glue --tasks CoLA --vocab 40", "two documents"),
+    ("opnas.py --corpus {toy}/held-out.txt --glue {here} --tasks CoLA", "CoLA"),
+    ("opnas.py --corpus {toy}/held-out.txt", "--glue"),
+    ("opnas.py resume {here}", "no run"),
+    ("autobert.py summary --backbone {here}/none.json", "none.json"),
+    ("autobert.py summary --backbone {here}/empty.txt", "not a JSON file"),
+    ("autobert.py summary --backbone {here}/foreign.json", "expected a list of genes"),
+    ("autobert.py summary --backbone {here}/short.json", "2 layers; this size has 12"),
+    ("autobert.py summary --backbone {here}/kernel.json --size toy", "layer 2: 'conv 4'; kernels are 3, 5"),
+    ("autobert.py summary --backbone {here}/broken.json --size toy", "layer 1: formula 'softmax(Q' does not parse"),
+    ("autobert.py summary --backbone {here}/illegal.json --size toy", "is illegal: step 1: matmul does not take"),
+    ("autobert.py summary --size huge", "'huge'"),
+    ("autobert.py pretrain --corpus {here}/one.txt --vocab 40", "two documents"),
+    ("autobert.py pretrain --corpus {toy}/held-out.txt --out {here}/one.txt", "exists"),
+    ("autobert.py", "command"),
+    ("supernet.py nobody bert", "'nobody'"),
+    ("ops.py Q@K(", "does not parse"),
+    ("data.py toy {here}", "not empty"),
+    ("data.py show --corpus {here}/none.txt", "none.txt"),
+    ("glue.py finetune --checkpoint {here}/one.txt --glue {toy}/glue", "one.txt"),
+    ("glue.py finetune --checkpoint {here}/none.pt --glue {toy}/glue", "none.pt"),
+    ("glue.py squad --checkpoint x --train {here}/foreign.json --dev {here}/foreign.json", "foreign.json")])
+def test_bad_input_is_one_line_and_exit_code_2(arguments, says, toy, tmp_path, capsys, monkeypatch):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "one.txt").write_text("One two three four.\nFive six seven eight nine ten.\n")
+    bert = [BERT]
+    for name, content in (("foreign", {"layers": 3}), ("short", {"backbone": ["conv 3"] * 2}),
+                          ("kernel", {"backbone": ["conv 3", "conv 4", "conv 3", "conv 3"]}),
+                          ("broken", {"backbone": ["softmax(Q"] + bert * 3}), ("illegal", {"backbone": ["Q @ K"] + bert * 3})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    before = sorted(p.name for p in tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    script, *rest = shlex.split(arguments.format(here=tmp_path, toy=toy))
+    module = {"ops.py": ops, "data.py": data, "autobert.py": autobert, "supernet.py": supernet, "glue.py": glue, "opnas.py": opnas}
+    if script == "ops.py":
+        assert ops.main(rest) == 2
+    else:
+        with pytest.raises(SystemExit) as stop:
+            data.run_cli(lambda: module[script].main(rest))
+        assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and says in lines[0], lines
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.name != "runs") == before
+
+
+@pytest.mark.parametrize("script", ["ops.py", "data.py", "autobert.py", "supernet.py", "glue.py", "opnas.py"])
+def test_every_script_teaches_by_help(script):
+    result = command(script, "--help")
+    assert result.returncode == 0 and "usage" in result.stdout and not result.stderr
