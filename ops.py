@@ -19,6 +19,7 @@ import argparse
 import ast
 import itertools
 import math
+import os
 import random
 import sys
 from dataclasses import dataclass
@@ -66,22 +67,30 @@ def _distance(d_h, x, y):
 
 
 def _same(x, y=None):
+    """equal types -> the same"""
     # CHOICE: equal types only, no broadcasting. No op makes a scalar then, so the paper's "neg, add and multiplication"
     # on scalars never occurs.
     return x if y in (None, x) else None
 
 
+def _swapped(x):
+    """(a,k) -> (k,a)"""
+    return x[::-1]
+
+
 def _product(x, y):
+    """(a,k), (k,c) -> (a,c)"""
     return x[0] + y[1] if x[1] == y[0] else None
 
 
 def _pairwise(x, y):
+    """(a,k), (b,k) -> (a,b)"""
     return x[0] + y[0] if x[1] == y[1] else None
 
 
 OPS = {
     "neg": Op(1, "-{}", lambda d, x: -x, _same, lambda a, k, b: a * k),
-    "transpose": Op(1, "T({})", lambda d, x: x.mT, lambda x: x[::-1], lambda a, k, b: 0),
+    "transpose": Op(1, "T({})", lambda d, x: x.mT, _swapped, lambda a, k, b: 0),
     # CHOICE: always the head size, whatever x is: Table 1's d_x is √d_h in all the printed formulas
     "scale": Op(1, "scale({})", lambda d, x: x / math.sqrt(d), _same, lambda a, k, b: a * k),
     "softmax": Op(1, "softmax({})", lambda d, x: x.softmax(-1), _same, lambda a, k, b: 5 * a * k, (-1,), -math.inf),
@@ -416,9 +425,7 @@ def main(argv=None):
         return 0
     print("Table 1: the ten primitives (n tokens, d head channels; x is (a,k))\n")
     for op, row in OPS.items():
-        rule = {"_same": "same type" if row.arity == 1 else "equal types -> same", "_product": "(a,k)(k,c) -> (a,c)",
-                "_pairwise": "(a,k)(b,k) -> (a,b)"}.get(row.type.__name__, "(a,k) -> (k,a)")
-        print(f"  {op:<11} {row.text.format('x', 'y'):<14} {rule}")
+        print(f"  {op:<11} {row.text.format('x', 'y'):<14} {row.type.__doc__}")
     print("\nBERT's attention and those of AutoBERT-Zero's even layers\n")
     for name, text in ATTENTIONS.items():
         print(f"  {name:<5} {text}")
@@ -433,4 +440,9 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        code = main()
+        sys.stdout.flush()
+    except (BrokenPipeError, KeyboardInterrupt):  # `| head` has seen enough
+        os._exit(130)
+    sys.exit(code)

@@ -144,25 +144,34 @@ def test_formula_and_graph_are_one_notation():
         assert ops.parse(ops.formula(dag)) == dag
 
 
+def row_softmax(x):
+    return np.exp(x - x.max(-1, keepdims=True)) / np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)
+
+
+def unit_rows(x):
+    return x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-6)
+
+
+def python_formula(text, inputs, d_h):
+    """A formula's value by Python's own grammar and NumPy; inputs: letter -> (n, d_h) array."""
+    space = {"T": lambda x: x.T, "scale": lambda x: x / math.sqrt(d_h), "softsign": lambda x: x / (1 + np.abs(x)),
+             "logsigmoid": lambda x: -np.logaddexp(0, -x), "softmax": row_softmax,
+             "cos": lambda x, y: unit_rows(x) @ unit_rows(y).T,
+             "dist": lambda x, y: np.sqrt(((x[:, None] - y[None]) ** 2).sum(-1) + 1e-6), **inputs}
+    *statements, output = text.split("; ")
+    for statement in statements:
+        exec(statement, space)
+    return eval(output, space)
+
+
 def test_a_formula_means_what_python_computes():
     """Python's own eval of the text, on matrices, is the oracle of parser and printer."""
-    class Matrix(np.ndarray):
-        pass
-    names = {"T": lambda x: x.T, "scale": lambda x: x / 2, "softsign": lambda x: x / (1 + np.abs(x)),
-             "logsigmoid": lambda x: -np.log1p(np.exp(-x)),
-             "softmax": lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True),
-             "cos": lambda x, y: (x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-6))
-             @ (y / np.sqrt((y * y).sum(-1, keepdims=True) + 1e-6)).T,
-             "dist": lambda x, y: np.sqrt(((x[:, None] - y[None]) ** 2).sum(-1) + 1e-6)}
     rng, inputs = random.Random(2), gaussian(4, 1, 1, 6, 4).double()
     for _ in range(200):
         dag = ops.random_dag(rng)
-        *statements, output = ops.formula(dag).split("; ")
-        space = {**names, **{x: v[0, 0].numpy() for x, v in zip("QKVP", inputs)}}
-        for statement in statements:
-            exec(statement, space)
-        ours = ops.evaluate(dag, list(inputs))[0, 0].numpy()
-        np.testing.assert_allclose(ours, eval(output, space), rtol=1e-6, atol=1e-6, err_msg=ops.formula(dag))
+        theirs = python_formula(ops.formula(dag), {x: v[0, 0].numpy() for x, v in zip("QKVP", inputs)}, 4)
+        np.testing.assert_allclose(ops.evaluate(dag, list(inputs))[0, 0].numpy(), theirs, rtol=1e-6, atol=1e-6,
+                                   err_msg=ops.formula(dag))
 
 
 @pytest.mark.parametrize("text", ["", "Q", "Q +", "foo(Q)", "a = Q", "Q * K", "Q.x", "1", "x", "T(Q, K)", "T()", "cos(Q)",
@@ -537,6 +546,75 @@ def test_padding_never_changes_real_tokens_of_a_whole_model():
         hidden = model.encoder(ids, torch.zeros_like(ids), mask)
         alone = model.encoder(ids[:, :5], torch.zeros_like(ids[:, :5]), None)
         torch.testing.assert_close(hidden[:, :5], alone, rtol=1e-7, atol=1e-7, msg=str(backbone))
+
+
+def numpy_model(model, ids, segments):
+    """The whole model on one text without padding, in NumPy alone: (hidden after each layer, MLM logits, NSP logits).
+
+    What a port to another framework must compute; weights go by their names in the checkpoint.
+    """
+    w = {name: p.detach().numpy().astype(np.float64) for name, p in model.state_dict().items()}
+    config, n = model.encoder.config, len(ids)
+
+    def linear(x, name):
+        return x @ w[name + ".weight"].T + w[name + ".bias"]
+
+    def norm(x, name):
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-12) * w[name + ".weight"] + w[name + ".bias"]
+
+    def gelu(x):
+        return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+    def attention(x, at, formula):
+        heads, d_h = config.heads, config.hidden // config.heads
+        inputs = {x_: linear(x, f"{at}.inputs.{x_}") for x_ in "QKVP" if f"{at}.inputs.{x_}.weight" in w}
+        return np.concatenate([python_formula(formula, {k: v[:, h * d_h:(h + 1) * d_h] for k, v in inputs.items()}, d_h)
+                               for h in range(heads)], -1)
+
+    def convolution(x, at):
+        a, b = np.split(linear(x, at + ".glu"), 2, -1)
+        x, kernel = a / (1 + np.exp(-b)), row_softmax(w[at + ".kernel"])  # (n, d), (H, k)
+        reach, per_head = kernel.shape[1] // 2, config.hidden // config.heads
+        taps = np.repeat(kernel, per_head, 0)  # (d, k): channel c has the kernel of head c // d_h
+        padded = np.pad(x, ((reach, reach), (0, 0)))
+        return np.stack([(padded[i:i + kernel.shape[1]].T * taps).sum(-1) for i in range(n)])
+
+    x = w["encoder.tokens.weight"][ids] + w["encoder.positions.weight"][:n] + w["encoder.segments.weight"][segments]
+    x = norm(x, "encoder.norm")
+    if config.embedding != config.hidden:
+        x = linear(x, "encoder.projection")
+    states = []
+    for i, gene in enumerate(model.encoder.backbone):
+        at = f"encoder.layers.{i}." + ("convolution" if gene.startswith("conv") else "attention")
+        y = convolution(x, at) if gene.startswith("conv") else attention(x, at, gene)
+        x = norm(x + linear(y, at + ".out"), at + ".norm")
+        at = f"encoder.layers.{i}.feedforward"
+        x = norm(x + linear(gelu(linear(x, at + ".up")), at + ".down"), at + ".norm")
+        states.append(x)
+    mlm = norm(gelu(linear(x, "transform")), "norm") @ w["encoder.tokens.weight"].T + w["bias"]
+    return states, mlm, linear(np.tanh(linear(x[0], "encoder.pooler")), "next")
+
+
+@pytest.mark.parametrize("backbone", ["autobert-zero", "bert", "random"])
+def test_the_whole_model_is_its_numpy_twin(backbone):
+    """The published backbone with padding in torch, against NumPy on each text alone."""
+    config = replace(TINY, layers=12, embedding=8)
+    genes = autobert.BACKBONES.get(backbone) or opnas.random_backbone(12, random.Random(7))
+    with autobert.seeded(2):
+        model = autobert.Pretraining(config, genes).eval()
+        for p in model.parameters():
+            p.data += 0.05 * torch.randn_like(p)
+        ids, segments = torch.randint(5, 50, (3, 11)), torch.randint(0, 2, (3, 11))
+    mask = torch.arange(11) < torch.tensor([[11], [6], [1]])
+    with torch.no_grad():
+        hidden = model.encoder(ids, segments, mask)
+        mlm, nsp = model.mlm_logits(hidden), model.next(model.encoder.pool(hidden))
+    for row, length in enumerate((11, 6, 1)):
+        states, logits, next_ = numpy_model(model, ids[row, :length].numpy(), segments[row, :length].numpy())
+        np.testing.assert_allclose(hidden[row, :length].numpy(), states[-1], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(mlm[row, :length].numpy(), logits, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(nsp[row].numpy(), next_, rtol=0, atol=1e-5)
 
 
 def test_dropout_is_on_in_training_only():
