@@ -72,6 +72,7 @@ class SearchSettings:
     select: str = option("dev", "score candidates on the tasks' dev rows, or on a tenth of train held out: dev, train")
     rows: int = option(1000, "most training rows of a task, in search and final training; 0: all")
     steps: int = option(100, "pre-training steps of a candidate")
+    cold: int = option(5, "times as many steps for candidates of a super-net that nobody has written to yet")
     final_steps: int = option(1600, "pre-training steps of the winner, bert and autobert-zero, each from scratch")
     final_seeds: int = option(1, "seeds of that final training")
     batch: int = option(16, "sequences a pre-training step")
@@ -388,7 +389,7 @@ class Bench:
         return tuple((task, glue.unit_score(glue.finetune(model.encoder, task, *rows, self.tuning, seed, self.device)["score"]))
                      for task, rows in self.tasks.items())
 
-    def judge(self, candidate, generation):
+    def judge(self, candidate, steps, offset):
         """Alg. 1 l.8 and l.9: the candidate with score and tasks, or with the reason why it was rejected.
 
         Its pre-trained weights, never the fine-tuned ones, are left in children/NUMBER.pt for the write-back.
@@ -398,7 +399,7 @@ class Bench:
         child, mlm, tasks, reason = net.child(candidate.backbone), None, (), ""
         del net
         try:
-            mlm = self.train(child, self.s.steps, generation * self.s.steps, self.s.seed)
+            mlm = self.train(child, steps, offset, self.s.seed)
             if not mlm < self.unigram - self.s.least_gain:
                 reason = "no learning"
             else:
@@ -497,12 +498,13 @@ class Run:
         data.write_beside(self.log, whole)
         self.known = {c.backbone: c for c in map(from_row, whole.splitlines()[1:])}
         if not (self.folder / "supernet.pt").exists():
-            self.save(SuperNet(_bench.config, _bench.s.seed), 0)
-        saved = autobert.load_tensors(self.folder / "supernet.pt")
-        self.net, self.absorbed, self.generation = SuperNet(_bench.config, slots=saved["slots"]), saved["generation"], 0
+            self.save(SuperNet(_bench.config, _bench.s.seed), generation=0, offset=0, warm=False)
+        self.saved = autobert.load_tensors(self.folder / "supernet.pt")  # slots, generations absorbed, batches used up, warm
+        self.net, self.generation = SuperNet(_bench.config, slots=self.saved["slots"]), 0
 
-    def save(self, net, generation):
-        autobert.save_tensors(self.folder / "supernet.pt", {"slots": net.slots, "generation": generation})
+    def save(self, net, **state):
+        self.saved = {"slots": net.slots, **state}
+        autobert.save_tensors(self.folder / "supernet.pt", self.saved)
 
     def write(self, candidate):
         with open(self.log, "a", encoding="utf-8") as file:
@@ -523,7 +525,9 @@ class Run:
     def fitness(self, batch):
         """For evolve: judge a batch from one snapshot of the super-net, then write its weights back."""
         todo = [c for c in batch if c.backbone not in self.known]
-        found = iter(self.pool.map([("judge", c, self.generation) for c in todo]))
+        # CHOICE: children of an untrained super-net train longer, or none would be told from one that learns nothing
+        steps = _bench.s.steps * (1 if self.saved["warm"] else _bench.s.cold)
+        found = iter(self.pool.map([("judge", c, steps, self.saved["offset"]) for c in todo]))
         judged = []
         for candidate in batch:
             if candidate.backbone in self.known:
@@ -533,12 +537,12 @@ class Run:
                 self.write(judged[-1])
             yield judged[-1]
         self.generation += 1
-        if self.generation > self.absorbed:
+        if self.generation > self.saved["generation"]:
             good = [c for c in judged if c.score is not None]
             for i in write_order([c.score for c in good]):
                 self.net.absorb(autobert.load_tensors(self.folder / "children" / f"{good[i].number}.pt"))
-            self.save(self.net, self.generation)
-            self.absorbed = self.generation
+            self.save(self.net, generation=self.generation, offset=self.saved["offset"] + steps,
+                      warm=self.saved["warm"] or bool(good))
         for c in judged:
             (self.folder / "children" / f"{c.number}.pt").unlink(missing_ok=True)
 
