@@ -62,7 +62,7 @@ SIZES = {
 @dataclass(frozen=True)
 class PretrainSettings:
     """One pre-training run. warmup: share of the steps; n: tokens a sequence; weight decay, clipping: BERT's."""
-    steps: int = 1600
+    steps: int = 2000
     batch: int = 16
     n: int = 40
     lr: float = 2e-3

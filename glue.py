@@ -665,6 +665,7 @@ def toy_jobs(folder, tokenizer, device):
 def pays_command(args):
     """show on toy data what fine-tuning gains by pre-training"""
     device, rows = autobert.find_device(args.device), []
+    torch.set_num_threads(1)                                        # the same figures on any number of cores
     with tempfile.TemporaryDirectory() as folder:
         folder = data.write_toy(folder)
         tokenizer = data.Tokenizer.train([folder / "corpus.txt"], data.TOY_VOCAB)
@@ -717,7 +718,7 @@ def main(argv=None):
     for split in ("train", "dev"):
         parts["squad"].add_argument("--" + split, required=True, help="official JSON, plain, .xz or .gz")
     parts["squad"].add_argument("--v2", action="store_true", help="the files are v2.0: a question may have no answer")
-    parts["pays"].add_argument("--steps", type=positive(int), default=1600, help="of pre-training")
+    parts["pays"].add_argument("--steps", type=positive(int), default=2000, help="of pre-training")
     args = parser.parse_args(argv)
     try:
         args.run(args)

@@ -73,7 +73,7 @@ class SearchSettings:
     rows: int = option(1000, "most training rows of a task, in search and final training; 0: all")
     steps: int = option(100, "pre-training steps of a candidate")
     cold: int = option(5, "times as many steps for candidates of a super-net that nobody has written to yet")
-    final_steps: int = option(1600, "pre-training steps of the winner, bert and autobert-zero, each from scratch")
+    final_steps: int = option(2000, "pre-training steps of the winner, bert and autobert-zero, each from scratch")
     final_seeds: int = option(1, "seeds of that final training")
     batch: int = option(16, "sequences a pre-training step")
     n: int = option(40, "tokens a sequence")
@@ -232,7 +232,7 @@ def mutate_intra(backbone, tables, rng, counts):
         dag = mutate_dag(ops.parse(backbone[layer]), tables, rng)
         dag = ops.canonical(dag) if dag else dag
         if why := ops.why_illegal(dag):
-            counts["illegal: " + ("types" if why.startswith("step") else why)] += 1
+            counts["illegal: " + ("types" if why.startswith("step") else why.split(";")[0])] += 1
             return None
         gene = ops.formula(dag)
     return (*backbone[:layer], gene, *backbone[layer + 1:])
@@ -283,13 +283,13 @@ def evolve(settings, layers, fitness, probe=lambda candidate: None, note=lambda 
         for attempt in range(100):
             candidate = Candidate(number, round_, parent, make())
             seen.add(candidate.backbone)
-            reason = probe(candidate)
+            reason = probe(candidate) if attempt < 99 else None  # after 99 in a row the next one is judged all the same
             if reason is None:
                 break
             counts[reason] += 1
             everyone.append(replace(candidate, number=None, reason=reason))
             note("rejected", everyone[-1], tables)
-        batch.append(candidate)  # after a hundred in a row the last one is judged all the same
+        batch.append(candidate)
 
     def judge():
         for candidate in fitness(batch):
@@ -309,17 +309,17 @@ def evolve(settings, layers, fitness, probe=lambda candidate: None, note=lambda 
             propose(fresh, 0)
         judge()
     counted = 0
-    for round_ in range(1, settings.rounds + 1):  # l.3
+    for round_ in range(1, settings.rounds + 1):  # l.3; CHOICE: l.13's "until convergence" is a number of rounds
         for candidate in everyone[counted:]:  # l.12: the tables hold M_0 before the first mutation
             tables.observe(candidate.backbone, candidate.score)
         counted = len(everyone)
-        note("round", counts, tables)
+        note(f"round {round_}", counts, tables)
         scored = sorted((c for c in everyone if c.score is not None), key=lambda c: (-c.score, c.number))
         batch = []
         for parent in scored[:settings.parents]:  # l.4, l.5
             for _ in range(settings.children):
                 propose(lambda: mutate(parent.backbone, tables, rng, seen, counts), round_, parent.number)  # noqa: B023
-        while not scored and len(batch) < size:
+        while len(batch) < size:  # too few have a score to be parents
             propose(fresh, round_)
         judge()  # l.8, l.9, l.11
     note("end", counts, tables)
@@ -555,10 +555,10 @@ class Progress:
 
     def __call__(self, event, what, tables):
         perplexity, counted = tables.perplexity()
-        if event in ("round", "end"):
+        if isinstance(what, dict):
             kernels, seen = tables.perplexity(tuple)
             told = " ".join(f"{key.replace(' ', '-')}={count}" for key, count in sorted(what.items()) if count)
-            print(f"-- {event}: ops ppl={perplexity:.2f} N={counted}, kernels ppl={kernels:.2f} N={seen}, {told}", flush=True)
+            print(f"-- {event}: ops ppl={perplexity:.2f} N={counted}, kernels ppl={kernels:.2f} N={seen} | {told}", flush=True)
             return
         self.rejected += what.score is None
         if event == "rejected":
@@ -595,11 +595,12 @@ def finals(run, winner):
 def table(config, n, backbones, results):
     """The judgement: per backbone the tasks' scores x 100 (mean over seeds), average, MLM, parameters, FLOPs; the formulas."""
     tasks = [task for task, _ in results[0]["tasks"]]
-    lines = ["".join(f"{cell:>9}" for cell in (*tasks, "average", "sd", "MLM", "params", "FLOPs"))]
+    several = len(results) > len(backbones)  # seeds: only then is there a spread
+    lines = ["".join(f"{cell:>9}" for cell in (*tasks, "average", *["sd"] * several, "MLM", "params", "FLOPs"))]
     for name, backbone in backbones.items():
         mine = [r for r in results if r["name"] == name]
         scores = np.array([[100 * score for _, score in r["tasks"]] for r in mine])  # (seeds, tasks)
-        cells = [f"{x:.1f}" for x in (*scores.mean(0), scores.mean(), scores.mean(1).std())]
+        cells = [f"{x:.1f}" for x in (*scores.mean(0), scores.mean(), *[scores.mean(1).std()] * several)]
         cells += [f"{statistics.fmean(r['mlm'] for r in mine):.3f}",
                   f"{autobert.count_parameters(config, backbone)['total'] / 1e6:.3g}M",
                   f"{autobert.count_flops(config, backbone, n)['total']:.2e}"]

@@ -1142,6 +1142,11 @@ def test_what_the_probe_turns_away_is_replaced_and_counted():
     assert sum(c.number is not None for c in history) == 46
 
 
+def test_a_probe_that_turns_everything_away_does_not_hang_the_search():
+    history = opnas.evolve(replace(SETTINGS, population=6, rounds=1), 4, pretend(convolutions), lambda candidate: "collapsed")
+    assert Counter(c.reason for c in history) == {"collapsed": 12 * 99, "": 12}
+
+
 def test_rejected_candidates_are_no_parents_and_a_search_survives_them():
     def fitness(batch):
         yield from (replace(c, score=None, reason="no learning") if c.number < 12 or c.number % 2 else
