@@ -18,6 +18,7 @@ Read last.
 """
 import collections
 import concurrent.futures
+import contextlib
 import itertools
 import json
 import math
@@ -47,6 +48,9 @@ from autobert import KERNELS, Diverged, kernel_of
 from data import UserError
 from supernet import SuperNet, write_order
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 # ---- Settings ----
 
 
@@ -67,8 +71,8 @@ class SearchSettings:
     rounds: int = option(4, "rounds of mutation (l.3)")
     alpha: float | None = option(None, "weight of the UCB bonus; default: 0.1 standard deviations of the scores")
     tau: float | None = option(None, "temperature of p = softmax(u / tau); 1 is the literal paper; default: 0.1 sd")
-    collapse: float = option(0.5, "least token-varying share of the last hidden state before training; 0: no such probe")
-    least_gain: float = option(0.05, "nats a candidate's held-out MLM loss must end below the unigram entropy, or: no learning")
+    collapse: float = option(0.5, "least token-varying share of the last hidden state at random weights; 0: any")
+    least_gain: float = option(0.05, "nats below the unigram entropy that a learner's held-out MLM loss must end")
     select: str = option("dev", "score candidates on the tasks' dev rows, or on a tenth of train held out: dev, train")
     rows: int = option(1000, "most training rows of a task, in search and final training; 0: all")
     steps: int = option(100, "pre-training steps of a candidate")
@@ -102,8 +106,8 @@ PRESETS = {
 class OperationPriority:
     """What has done well where: a table of ops per position of an attention's path, a table of kernels per layer.
 
-    The position tables are shared by all layers; a path of length k uses the first k of them. A place is an int (position)
-    or ("layer", i). Everything is recomputed from all candidates ever scored.
+    The position tables are shared by all layers; a path of length k uses the first k of them. A place is a position (an
+    int) or ("layer", i). Everything is recomputed from all candidates ever scored.
     """
 
     def __init__(self, alpha=None, tau=None):
@@ -131,11 +135,11 @@ class OperationPriority:
         table = self.tables.get(place, {})
         total = sum(map(len, table.values()))
         alpha = 0.1 * self.spread() if self.alpha is None else self.alpha
-        # CHOICE: what was never sampled here gets the place's mean and no bonus. An infinite one would force ops that can
-        # never be legal at a position, again and again.
-        mean = sum(map(sum, table.values())) / total if total else 0.0
-        return {i: statistics.fmean(table[i]) + alpha * math.sqrt(2 * math.log(total) / len(table[i])) if i in table else mean
-                for i in (ops.OPS if isinstance(place, int) else KERNELS)}
+        # CHOICE: what was never sampled here gets the place's mean and no bonus. An infinite one would force ops that
+        # can never be legal at a position, again and again.
+        unseen = sum(map(sum, table.values())) / total if total else 0.0
+        u = {i: statistics.fmean(seen) + alpha * math.sqrt(2 * math.log(total) / len(seen)) for i, seen in table.items()}
+        return {i: u.get(i, unseen) for i in (ops.OPS if isinstance(place, int) else KERNELS)}
 
     def p(self, place):
         """{choice: probability} at a place: softmax(u / tau).
@@ -154,7 +158,7 @@ class OperationPriority:
         return statistics.pstdev(self.scores) if self.scores else 0.0
 
     def perplexity(self, kind=int):
-        """(mean perplexity of p over the places seen, sum of N_i): how sharp the draws are, and on how much they rest."""
+        """(mean perplexity of p over the places seen, sum of N_i): how sharp the draws are, on how much they rest."""
         places = [place for place in self.tables if isinstance(place, kind)]
         entropies = [-sum(p * math.log(p) for p in self.p(place).values() if p) for place in places]
         counted = sum(len(scores) for place in places for scores in self.tables[place].values())
@@ -175,7 +179,7 @@ def random_backbone(layers, rng):
 
 
 def grow(tables, rng, counts):
-    """A new attention, every op drawn from p at the position where it grows; after 60 failures a uniform one, counted."""
+    """A new attention, every op drawn from p at the position where it grows; after 60 failures a uniform one."""
     for _ in range(60):
         dag = ops.draw(rng, tables.p)
         if ops.why_illegal(dag) is None:
@@ -185,7 +189,7 @@ def grow(tables, rng, counts):
 
 
 def mutate_inter(backbone, tables, rng, counts):
-    """MutationInterLayer (l.6): with p = 1/2 flip the type of one layer, chosen uniformly; its content is drawn by UCB."""
+    """MutationInterLayer (l.6): with p = 1/2 flip the type of a uniformly chosen layer; its content is drawn by UCB."""
     if rng.random() < 0.5:
         return backbone
     layer = rng.randrange(len(backbone))
@@ -194,7 +198,7 @@ def mutate_inter(backbone, tables, rng, counts):
 
 
 def mutate_dag(dag, tables, rng):
-    """One edit of a path: replace an op (1/2), insert one (.2), delete one (.2), rewire an operand (.1). May be illegal."""
+    """One edit of a path: replace an op (1/2), insert one (.2), delete one (.2), rewire one (.1). May be illegal."""
     edit = rng.choices(("replace", "insert", "delete", "rewire"), (0.5, 0.2, 0.2, 0.1))[0]
     t = rng.randrange(len(dag) + (edit == "insert"))  # an insertion may also come behind the output
     slot = 4 + t
@@ -224,7 +228,7 @@ def mutate_dag(dag, tables, rng):
 
 
 def mutate_intra(backbone, tables, rng, counts):
-    """MutationIntraLayer (l.7) of one layer, chosen uniformly: a new kernel, or an edit of its path. None if illegal."""
+    """MutationIntraLayer (l.7) of a uniformly chosen layer: a new kernel, or an edit of its path. None if illegal."""
     layer = rng.randrange(len(backbone))
     if kernel_of(backbone[layer]):
         gene = f"conv {_draw(rng, tables.p(('layer', layer)))}"
@@ -272,8 +276,8 @@ class Candidate:
 def evolve(settings, layers, fitness, probe=lambda candidate: None, note=lambda *_: None):
     """Algorithm 1. Returns every candidate, rejected ones too, in order.
 
-    fitness(batch) yields the judged Candidates of a batch; they share one snapshot of the super-net (l.8, l.9). probe(c):
-    None, or the reason why a proposal is turned away unseen. note(event, candidate or counts, tables) reports.
+    fitness(batch) yields the judged Candidates of a batch, which share one snapshot of the super-net (l.8, l.9).
+    probe(candidate): None, or why it is turned away before that. note(event, candidate or counts, tables) reports.
     """
     rng, tables = random.Random(settings.seed), OperationPriority(settings.alpha, settings.tau)
     everyone, seen, counts, size = [], set(), collections.Counter(), settings.parents * settings.children
@@ -334,7 +338,7 @@ class Bench:
 
     def __init__(self, folder, device="cpu"):
         self.folder, self.device = Path(folder), torch.device(device)
-        saved = json.loads((self.folder / "settings.json").read_text())
+        saved = read_settings(self.folder)
         self.s = s = SearchSettings(**saved["settings"])
         self.tokenizer = data.Tokenizer.load(self.folder / "tokenizer.model")
         self.config = replace(autobert.SIZES[s.size], vocab=self.tokenizer.vocab_size)
@@ -345,8 +349,8 @@ class Bench:
         tokens = np.bincount(np.concatenate([sentence for document in documents for sentence in document]))
         share = tokens[tokens > 0] / tokens.sum()
         self.unigram = float(-(share * np.log(share)).sum())  # nats: what knowing only the words' frequencies gives
-        self.tuning = glue.FinetuneSettings(s.epochs, s.finetune_lr, batch=s.finetune_batch, warmup=s.finetune_warmup, n=s.n,
-                                            small=s.size == "small")
+        self.tuning = glue.FinetuneSettings(s.epochs, s.finetune_lr, batch=s.finetune_batch, warmup=s.finetune_warmup,
+                                            n=s.n, small=s.size == "small")
         root = self.folder / saved["glue"] if saved["toy"] else saved["glue"]
         self.tasks = {task: self.cut(*glue.load_task(root, task, self.tokenizer, s.n)) for task in s.tasks.split(",")}
 
@@ -360,16 +364,16 @@ class Bench:
     def probe(self, backbone):
         """Why a backbone is not worth training, or None: one forward and backward pass from random weights.
 
-        CHOICE: collapsed = the last hidden states are nearly the same at every token of a text. Random graphs, above all
-        with dist, often give large and nearly constant outputs, and post-LN then wipes the tokens out: such a backbone
-        hardly ever learns from scratch, however well the super-net's warm weights carry it through the search.
+        CHOICE: collapsed = the last hidden states are nearly the same at every token of a text. Random graphs, above
+        all with dist, often give large and nearly constant outputs, and post-LN then wipes the tokens out: such a
+        backbone hardly ever learns from scratch, however well the super-net's warm weights carry it in the search.
         """
         with autobert.seeded(self.s.seed):
             model = autobert.Pretraining(self.config, backbone).to(self.device).eval()
         batch = autobert.to_device(self.held_out.batch(0), self.device)
         loss, _ = model(batch)
         loss.backward()
-        if not all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None) or not torch.isfinite(loss):
+        if not all(torch.isfinite(x).all() for x in [loss, *(p.grad for p in model.parameters() if p.grad is not None)]):
             return "not finite"
         with torch.no_grad():
             x = model.encoder(batch["ids"], batch["segments"], batch["mask"])  # (B, n, d)
@@ -380,14 +384,16 @@ class Bench:
 
     def train(self, model, steps, offset=0, seed=0):
         """Pre-train; the held-out MLM loss after it."""
-        settings = autobert.PretrainSettings(steps, self.s.batch, self.s.n, self.s.lr, self.s.warmup, self.s.beta2, seed=seed)
+        s = self.s
+        settings = autobert.PretrainSettings(steps, s.batch, s.n, s.lr, s.warmup, s.beta2, seed=seed)
         autobert.pretrain(model, self.batches, settings, self.device, offset=offset)
         return autobert.held_out_loss(model, self.held_out, 4, self.device)["mlm"]
 
     def finetune(self, model, seed):
-        """Per task its score, in [0, 1]."""
-        return tuple((task, glue.unit_score(glue.finetune(model.encoder, task, *rows, self.tuning, seed, self.device)["score"]))
-                     for task, rows in self.tasks.items())
+        """((task, score in [0, 1]), ...)"""
+        results = {task: glue.finetune(model.encoder, task, train, dev, self.tuning, seed, self.device)
+                   for task, (train, dev) in self.tasks.items()}
+        return tuple((task, glue.unit_score(result["score"])) for task, result in results.items())
 
     def judge(self, candidate, steps, offset):
         """Alg. 1 l.8 and l.9: the candidate with score and tasks, or with the reason why it was rejected.
@@ -411,12 +417,18 @@ class Bench:
         return replace(candidate, score=score, reason=reason, mlm=mlm, tasks=tasks, seconds=time.time() - start)
 
     def final(self, name, backbone, seed):
-        """Full training from scratch: {"name", "seed", "mlm", "tasks"}; the weights go to NAME-SEED.pt."""
+        """Full training from scratch: {"name", "seed", "mlm", "tasks"}; the weights go to NAME-SEED.pt.
+
+        A training that diverges scores 0 and has no mlm.
+        """
         with autobert.seeded(seed):
             model = autobert.Pretraining(self.config, backbone)
-        mlm = self.train(model, self.s.final_steps, seed=seed)
+        mlm, tasks = None, tuple((task, 0.0) for task in self.tasks)
+        with contextlib.suppress(Diverged):
+            mlm = self.train(model, self.s.final_steps, seed=seed)
+            tasks = self.finetune(model, seed)
         autobert.save_checkpoint(self.folder / f"{name}-{seed}.pt", model, self.tokenizer)
-        return {"name": name, "seed": seed, "mlm": mlm, "tasks": self.finetune(model, seed)}
+        return {"name": name, "seed": seed, "mlm": mlm, "tasks": tasks}
 
 
 # ---- Many candidates at once ----
@@ -469,19 +481,46 @@ COLUMNS = ("cand", "round", "parent", "score", "reason", "mlm", "seconds", "task
 
 def to_row(c):
     """A Candidate as a line of candidates.tsv; from_row reads it back exactly."""
-    cells = ("-" if c.number is None else c.number, c.round, "-" if c.parent is None else c.parent,
-             "-" if c.score is None else repr(c.score), c.reason or "-", "-" if c.mlm is None else repr(c.mlm),
-             f"{c.seconds:.2f}", " ".join(f"{task}={score!r}" for task, score in c.tasks) or "-", " | ".join(c.backbone))
-    return "\t".join(map(str, cells))
+    tasks = " ".join(f"{task}={score!r}" for task, score in c.tasks)
+    cells = (c.number, c.round, c.parent, c.score, c.reason, c.mlm, f"{c.seconds:.2f}", tasks, " | ".join(c.backbone))
+    return "\t".join("-" if cell in (None, "") else str(cell) for cell in cells)  # str of a float reads back exactly
 
 
 def from_row(line):
     """The Candidate of a line of candidates.tsv."""
-    number, round_, parent, score, reason, mlm, seconds, tasks, backbone = line.split("\t")
-    value = lambda text, kind: None if text == "-" else kind(text)  # noqa: E731
-    pairs = (pair.split("=") for pair in tasks.split()) if tasks != "-" else ()
-    return Candidate(value(number, int), int(round_), value(parent, int), tuple(backbone.split(" | ")), value(score, float),
-                     value(reason, str) or "", value(mlm, float), float(seconds), tuple((t, float(x)) for t, x in pairs))
+    number, round_, parent, score, reason, mlm, seconds, tasks, backbone = (
+        None if cell == "-" else cell for cell in line.split("\t"))
+    value = lambda kind, cell: None if cell is None else kind(cell)  # noqa: E731
+    pairs = (pair.split("=") for pair in (tasks or "").split())
+    return Candidate(value(int, number), int(round_), value(int, parent), tuple(backbone.split(" | ")), value(float, score),
+                     reason or "", value(float, mlm), float(seconds), tuple((task, float(x)) for task, x in pairs))
+
+
+def read_settings(folder):
+    """What prepare wrote to a run's settings.json; UserError if it is no run, or a broken one."""
+    path = Path(folder) / "settings.json"
+    if not path.exists():
+        raise UserError(f"{str(folder)!r}: no run (it has no settings.json)")
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        SearchSettings(**saved["settings"])
+        return {key: saved[key] for key in ("settings", "corpus", "glue", "toy")}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: not a run's settings ({type(error).__name__}: {error})") from None
+
+
+def read_log(path):
+    """The Candidates in a run's candidates.tsv, by backbone. A last line that a crash cut short is cut off the file."""
+    text = path.read_text(encoding="utf-8") if path.exists() else "\t".join(COLUMNS) + "\n"
+    data.write_beside(path, text[:text.rfind("\n") + 1])
+    known = {}
+    for number, line in enumerate(text.split("\n")[1:-1], 2):
+        try:
+            candidate = from_row(line)
+        except (ValueError, AttributeError, TypeError) as error:
+            raise UserError(f"{path}:{number}: not a candidate ({error}); expected {' '.join(COLUMNS)}") from None
+        known[candidate.backbone] = candidate
+    return known
 
 
 class Run:
@@ -493,16 +532,14 @@ class Run:
 
     def __init__(self, folder, pool):
         self.folder, self.pool, self.log = Path(folder), pool, Path(folder) / "candidates.tsv"
-        text = self.log.read_text() if self.log.exists() else "\t".join(COLUMNS) + "\n"
-        whole = text[:text.rfind("\n") + 1]  # a line cut short by a crash is judged again
-        data.write_beside(self.log, whole)
-        self.known = {c.backbone: c for c in map(from_row, whole.splitlines()[1:])}
+        self.known = read_log(self.log)
         if not (self.folder / "supernet.pt").exists():
             self.save(SuperNet(_bench.config, _bench.s.seed), generation=0, offset=0, warm=False)
-        self.saved = autobert.load_tensors(self.folder / "supernet.pt")  # slots, generations absorbed, batches used up, warm
+        self.saved = autobert.load_tensors(self.folder / "supernet.pt")
         self.net, self.generation = SuperNet(_bench.config, slots=self.saved["slots"]), 0
 
     def save(self, net, **state):
+        """The snapshot with how many generations it has absorbed, batches they have used, and whether anyone wrote."""
         self.saved = {"slots": net.slots, **state}
         autobert.save_tensors(self.folder / "supernet.pt", self.saved)
 
@@ -558,7 +595,7 @@ class Progress:
         if isinstance(what, dict):
             kernels, seen = tables.perplexity(tuple)
             told = " ".join(f"{key.replace(' ', '-')}={count}" for key, count in sorted(what.items()) if count)
-            print(f"-- {event}: ops ppl={perplexity:.2f} N={counted}, kernels ppl={kernels:.2f} N={seen} | {told}", flush=True)
+            print(f"-- {event}: ops ppl={perplexity:.2f} N={counted} kernels ppl={kernels:.2f} N={seen} {told}", flush=True)
             return
         self.rejected += what.score is None
         if event == "rejected":
@@ -567,11 +604,12 @@ class Progress:
             self.best = what.score
         self.backbones[what.number] = what.backbone
         old = self.backbones.get(what.parent, (None,) * len(what.backbone))
-        changed = " ".join(f"L{i} {gene}" for i, (gene, before) in enumerate(zip(what.backbone, old), 1) if gene != before)
+        pairs = enumerate(zip(what.backbone, old), 1)
+        changed = " ".join(f"L{i} {gene}" for i, (gene, before) in pairs if gene != before)
         score = f"score={what.score:.3f}" if what.score is not None else f"rejected: {what.reason}"
         print(f"cand={what.number} round={what.round} parent={'-' if what.parent is None else what.parent} {score} "
-              f"best={self.best or 0:.3f} rejected={self.rejected} ppl={perplexity:.1f} {what.seconds:.1f}s | {changed}",
-              flush=True)
+              f"best={self.best or 0:.3f} rejected={self.rejected} ppl={perplexity:.1f} "
+              f"{what.seconds:.1f}s | {changed}", flush=True)
 
 
 def finals(run, winner):
@@ -585,7 +623,8 @@ def finals(run, winner):
     jobs = [("final", name, backbone, s.seed + i) for i in range(s.final_seeds) for name, backbone in backbones.items()]
     for result in run.pool.map([job for job in jobs if (job[1], job[3]) not in done]):
         tasks = " ".join(f"{task}={score:.3f}" for task, score in result["tasks"])
-        print(f"final={result['name']} seed={result['seed']} mlm={result['mlm']:.3f} {tasks}", flush=True)
+        mlm = "diverged" if result["mlm"] is None else f"{result['mlm']:.3f}"
+        print(f"final={result['name']} seed={result['seed']} mlm={mlm} {tasks}", flush=True)
         results.append(result)
         data.write_beside(path, json.dumps(results, indent=1) + "\n")
     shutil.copyfile(run.folder / f"best-{s.seed}.pt", run.folder / "best.pt")
@@ -593,7 +632,7 @@ def finals(run, winner):
 
 
 def table(config, n, backbones, results):
-    """The judgement: per backbone the tasks' scores x 100 (mean over seeds), average, MLM, parameters, FLOPs; the formulas."""
+    """The judgement: per backbone its scores x 100 (means over seeds), MLM, parameters, FLOPs; then the formulas."""
     tasks = [task for task, _ in results[0]["tasks"]]
     several = len(results) > len(backbones)  # seeds: only then is there a spread
     lines = ["".join(f"{cell:>9}" for cell in (*tasks, "average", *["sd"] * several, "MLM", "params", "FLOPs"))]
@@ -601,7 +640,8 @@ def table(config, n, backbones, results):
         mine = [r for r in results if r["name"] == name]
         scores = np.array([[100 * score for _, score in r["tasks"]] for r in mine])  # (seeds, tasks)
         cells = [f"{x:.1f}" for x in (*scores.mean(0), scores.mean(), *[scores.mean(1).std()] * several)]
-        cells += [f"{statistics.fmean(r['mlm'] for r in mine):.3f}",
+        mlm = [r["mlm"] for r in mine if r["mlm"] is not None]
+        cells += [f"{statistics.fmean(mlm):.3f}" if mlm else "diverged",
                   f"{autobert.count_parameters(config, backbone)['total'] / 1e6:.3g}M",
                   f"{autobert.count_flops(config, backbone, n)['total']:.2e}"]
         lines.append("".join(f"{cell:>9}" for cell in cells) + f"  {name}")
@@ -616,7 +656,7 @@ def search(folder, device, workers):
     with Pool(folder, device, workers) as pool:
         s = _bench.s
         (Path(folder) / "children").mkdir(exist_ok=True)
-        print(f"unigram entropy {_bench.unigram:.3f} nats; tasks {s.tasks}; {workers} worker(s) on {device}", flush=True)
+        print(f"unigram-entropy={_bench.unigram:.3f} tasks={s.tasks} workers={workers} device={device}", flush=True)
         run = Run(folder, pool)
         everyone = evolve(s, _bench.config.layers, run.fitness, run.probe, Progress())
         scored = [c for c in everyone if c.score is not None]
@@ -639,10 +679,11 @@ def prepare(args, settings):
     runs = (Path("runs") / f"{i:03}" for i in range(1, 1000))
     out = Path(args.out) if args.out else next(path for path in runs if not path.exists())
     if out.exists() and not (args.overwrite and (out / "settings.json").exists()):
-        raise UserError(f"--out {str(out)!r} exists; name another, give --overwrite to replace a run, or: opnas.py resume {out}")
+        raise UserError(f"--out {str(out)!r} exists; name another, --overwrite it if it is a run, or opnas.py resume {out}")
     if bool(args.corpus) != bool(args.glue):
         raise UserError("--corpus and --glue go together: give both, or none for the toy language")
-    toy, corpus, root = not args.corpus, [os.path.abspath(p) for p in args.corpus or ()], args.glue and os.path.abspath(args.glue)
+    toy, corpus = not args.corpus, [os.path.abspath(path) for path in args.corpus or ()]
+    root = args.glue and os.path.abspath(args.glue)
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -651,13 +692,13 @@ def prepare(args, settings):
             corpus, root = ["toy/corpus.txt"], "toy/glue"
         texts = [beside / path if toy else path for path in corpus]
         if len(list(itertools.islice(data.read_documents(texts), 2))) < 2:
-            raise UserError(f"{' '.join(corpus)}: one document; NSP needs at least two documents, a blank line between them")
+            raise UserError(f"{' '.join(corpus)}: one document; NSP needs at least two documents, parted by a blank line")
         data.Tokenizer.train(texts, settings.vocab, settings.seed).save(beside / "tokenizer.model")
         for task in settings.tasks.split(","):
             glue.read_task(beside / root if toy else root, task, "train")
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-        data.write_beside(beside / "settings.json", json.dumps(
-            {"settings": asdict(settings), "corpus": corpus, "glue": root, "toy": toy, "versions": versions}, indent=1) + "\n")
+        saved = {"settings": asdict(settings), "corpus": corpus, "glue": root, "toy": toy, "versions": versions}
+        data.write_beside(beside / "settings.json", json.dumps(saved, indent=1) + "\n")
         if out.exists():
             shutil.rmtree(out)
         os.chmod(beside, 0o755)
@@ -697,18 +738,17 @@ def main(argv=None):
     """The command line: python opnas.py [flags], or python opnas.py resume RUN."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["resume"]:
-        parser = data.Parser(prog="opnas.py resume", description="Go on with a run that was stopped, or show its table again.")
+        parser = data.Parser(prog="opnas.py resume", description="Go on with a run that was stopped, or show its table.")
         parser.add_argument("run", help="the run's folder")
         add_machine_flags(parser)
         args = parser.parse_args(argv[1:])
         out = Path(args.run)
-        if not (out / "settings.json").exists():
-            raise UserError(f"{args.run!r}: no run (it has no settings.json)")
+        read_settings(out)
     else:
         parser = data.Parser(prog="opnas.py", description=__doc__.split("\n")[0],
                              epilog="`opnas.py resume RUN` goes on with a stopped run.")
         parser.add_argument("--preset", choices=PRESETS, default="toy", help="where the settings below come from")
-        parser.add_argument("--corpus", nargs="+", help="text, .gz or .xz: a sentence a line, blank line between documents")
+        parser.add_argument("--corpus", nargs="+", help="text, .gz, .xz: a sentence a line, blank line between documents")
         parser.add_argument("--glue", help="folder with CoLA/, RTE/ .. as in the GLUE download")
         parser.add_argument("--out", help="the run's folder; default: runs/001 or the next free number")
         parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
@@ -721,7 +761,7 @@ def main(argv=None):
     device = autobert.find_device(args.device)
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers {args.workers}: expected at least 1")
-    workers = args.workers or (1 if device.type == "cuda" else len(os.sched_getaffinity(0)))
+    workers = args.workers or (1 if device.type == "cuda" else CORES)
     if argv[:1] != ["resume"]:
         out = prepare(args, settings)
     print(f"{out}: {(out / 'settings.json').read_text()}")
