@@ -2,10 +2,10 @@
 
 Paper Sec. 3.1 (inter-layer search space), Fig. 1 and 7, Table 6, App. D. A backbone is a tuple of genes, one a layer:
 a formula of ops.py for an attention layer, or "conv K" for a convolution layer with a kernel of K taps. Everything
-around the genes is BERT: embeddings, residual + LayerNorm after each part, a feed-forward part of width 4d, a pooler, and
-the two pre-training tasks, masked language modelling (MLM) and next sentence prediction (NSP).
+around the genes is BERT: embeddings, residual + LayerNorm after each part, a feed-forward part of width 4d, a pooler,
+and the two pre-training tasks, masked language modelling (MLM) and next sentence prediction (NSP).
 
-    n tokens, d hidden size, H heads, d_h = d/H head size, k kernel taps, L layers, B batch, M masked positions, V vocabulary
+    n tokens, d hidden size, H heads, d_h = d/H head size, k kernel taps, L layers, B batch, M masked, V vocabulary
 
     python autobert.py summary                      # parameters and FLOPs of the published backbones
     python autobert.py pretrain --corpus FILE ...   # MLM + NSP; writes a checkpoint for glue.py
@@ -38,7 +38,7 @@ class Diverged(Exception):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a model is apart from its backbone. kernel_chain: convolutions hold BIWS's shared parameters (supernet.py)."""
+    """What a model is apart from its backbone. kernel_chain: convolutions hold what BIWS shares (supernet.py)."""
     layers: int
     hidden: int
     heads: int
@@ -73,7 +73,7 @@ class PretrainSettings:
     seed: int = 0
 
 
-# Table 6; 40 epochs of a corpus of 3.3 billion words are about a million steps of 256 sequences
+# Table 6. CHOICE: BERT's million steps; the paper trains 40 epochs, whatever that is in steps for the corpus at hand
 PRETRAIN = {
     "toy": PretrainSettings(),
     "small": PretrainSettings(1_000_000, 320, 128, 1e-4, 0.01, 0.999),
@@ -124,10 +124,32 @@ def check_backbone(backbone, layers=None, where="backbone"):
     return tuple(genes)
 
 
-def load_backbone(name_or_path):
-    """A backbone of BACKBONES by name, or one that save_backbone wrote; UserError if it is neither."""
+def to_large(backbone):
+    """App. D.2: pairs of layers are blocks, each inserted again after itself: 1 2 1 2 3 4 3 4 ... Structure only."""
+    return tuple(gene for i in range(0, len(backbone), 2) for gene in backbone[i:i + 2] * 2)
+
+
+def at_depth(backbone, layers):
+    """A published backbone at another depth. CHOICE: pairs taken evenly from the first to the last; twice: to_large.
+
+    Example: at_depth(range(12), 4) -> (0, 1, 10, 11)
+    """
+    n = len(backbone)
+    if layers == 2 * n:
+        return to_large(backbone)
+    if layers % 2 or not 2 <= layers <= n:
+        raise UserError(f"{layers} layers; a backbone of {n} can be cut to an even number from 2, or doubled")
+    pairs, steps = [backbone[i:i + 2] for i in range(0, n, 2)], max(1, layers // 2 - 1)
+    return tuple(gene for i in range(layers // 2) for gene in pairs[round(i * (len(pairs) - 1) / steps)])
+
+
+def load_backbone(name_or_path, layers=None):
+    """A backbone of BACKBONES by name, or one that save_backbone wrote; UserError if it is neither.
+
+    layers: the depth at which a published one is wanted, and which a file must have.
+    """
     if name_or_path in BACKBONES:
-        return BACKBONES[name_or_path]
+        return at_depth(BACKBONES[name_or_path], layers) if layers else BACKBONES[name_or_path]
     try:
         with open(name_or_path, encoding="utf-8") as file:
             content = json.load(file)
@@ -135,7 +157,7 @@ def load_backbone(name_or_path):
         raise UserError(f"backbone {name_or_path!r}: neither a file nor one of {', '.join(BACKBONES)}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name_or_path}: not a JSON file: {error}") from None
-    return check_backbone(content.get("backbone") if isinstance(content, dict) else None, where=str(name_or_path))
+    return check_backbone(content.get("backbone") if isinstance(content, dict) else None, layers, name_or_path)
 
 
 def save_backbone(path, backbone):
@@ -143,30 +165,18 @@ def save_backbone(path, backbone):
     data.write_beside(path, json.dumps({"backbone": list(backbone)}, indent=1) + "\n")
 
 
-def to_large(backbone):
-    """App. D.2: pairs of layers are blocks, each inserted again after itself: 1 2 1 2 3 4 3 4 ... Structure only."""
-    return tuple(gene for i in range(0, len(backbone), 2) for gene in backbone[i:i + 2] * 2)
-
-
-def at_depth(backbone, layers):
-    """A published backbone at another depth. CHOICE: pairs taken evenly from the first to the last; twice is to_large.
-
-    Example: at_depth(range(12), 4) -> (0, 1, 10, 11)
-    """
-    pairs = [tuple(backbone[i:i + 2]) for i in range(0, len(backbone), 2)]
-    if layers == 2 * len(backbone):
-        return to_large(backbone)
-    if layers % 2 or not 2 <= layers <= len(backbone):
-        raise UserError(f"{layers} layers; a backbone of {len(backbone)} can be cut to an even number from 2, or doubled")
-    steps = max(1, layers // 2 - 1)
-    return tuple(gene for i in range(layers // 2) for gene in pairs[round(i * (len(pairs) - 1) / steps)])
-
-
 # ---- The two kinds of layer (Sec. 3.1, Fig. 1) ----
 
 
+class LayerNorm(nn.LayerNorm):
+    """torch's, with BERT's epsilon."""
+
+    def __init__(self, width):
+        super().__init__(width, eps=1e-12)
+
+
 class DagAttention(nn.Module):
-    """Multi-head attention by a graph of primitives: the same graph in every head; only the inputs it reads have weights."""
+    """Multi-head attention by a graph of primitives, the same in every head; only inputs it reads have weights."""
 
     def __init__(self, config, formula):
         super().__init__()
@@ -204,8 +214,8 @@ class LightConv(nn.Module):
     """Linear d -> 2d, GLU, lightweight convolution, linear d -> d.
 
     One kernel a head, its taps normalised by softmax, over the contiguous channels [h d/H, (h+1) d/H). With
-    config.kernel_chain the taps come from the super-net's parameters: centre of the next larger kernel times a matrix T,
-    step by step from 65 (Sec. 3.2; T shared by all heads).
+    config.kernel_chain the taps come from the super-net's parameters: centre of the next larger kernel times a
+    matrix T, step by step from 65 (Sec. 3.2; T shared by all heads).
     """
 
     def __init__(self, config, kernel):
@@ -237,13 +247,6 @@ class LightConv(nn.Module):
         return self.out(y.transpose(1, 2).reshape(B, n, d))
 
 
-class LayerNorm(nn.LayerNorm):
-    """torch's, with BERT's epsilon."""
-
-    def __init__(self, width):
-        super().__init__(width, eps=1e-12)
-
-
 class FeedForward(nn.Module):
     """d -> 4d, GELU, -> d, and the LayerNorm behind it."""
 
@@ -256,15 +259,16 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """One backbone layer: attention or convolution, then feed-forward, each with dropout, residual, LayerNorm (post-LN).
+    """One backbone layer: attention or convolution, then feed-forward; after each dropout, residual, LayerNorm.
 
     The first part is named by its kind, so that a parameter's name is its slot in the super-net.
     """
 
     def __init__(self, config, gene):
         super().__init__()
-        self.kind = "convolution" if kernel_of(gene) else "attention"
-        self.add_module(self.kind, LightConv(config, kernel_of(gene)) if kernel_of(gene) else DagAttention(config, gene))
+        kernel = kernel_of(gene)
+        self.kind = "convolution" if kernel else "attention"
+        self.add_module(self.kind, LightConv(config, kernel) if kernel else DagAttention(config, gene))
         self.feedforward = FeedForward(config.hidden)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -278,7 +282,7 @@ class Layer(nn.Module):
 
 
 class AutoBert(nn.Module):
-    """Embeddings and L layers: (ids, segments, mask), each (B, n) -> hidden states (B, n, d). mask: True = a real token."""
+    """Embeddings and L layers: ids, segments, mask (True = a real token), each (B, n) -> hidden states (B, n, d)."""
 
     def __init__(self, config, backbone):
         super().__init__()
@@ -341,11 +345,11 @@ class Pretraining(nn.Module):
 
 
 def init_weights(module, std):
-    """BERT's: weights N(0, std) cut at two std, biases 0, LayerNorm 1 and 0. CHOICE: raw kernels as weights, T = 1."""
+    """BERT's: weights N(0, std) cut at 2 std, biases 0, LayerNorm 1 and 0. CHOICE: raw kernels as weights, T = 1."""
     for name, parameter in module.named_parameters():
         if "norm" in name or "transforms" in name:
             continue
-        elif name.endswith("bias"):
+        if name.endswith("bias"):
             nn.init.zeros_(parameter)
         else:
             nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
@@ -363,7 +367,7 @@ def seeded(seed):
 
 
 def count_parameters(config, backbone):
-    """{"total": encoder with pooler, "att": input projections of both layer kinds (the paper's #Params of Att), "heads"}."""
+    """{"total": encoder with pooler, "att": input projections (the paper's #Params of Att), "heads"}: parameters."""
     with torch.device("meta"):  # the real modules, without memory
         model = Pretraining(config, backbone)
     sizes = {name: p.numel() for name, p in model.named_parameters()}
@@ -399,7 +403,7 @@ def count_flops(config, backbone, n):
 
 
 def lr_at(step, steps, peak, warmup):
-    """The learning rate of step 0, 1, .. steps - 1: linear up over the first `warmup` share, linear down to 0 at the end.
+    """The learning rate of step 0, 1, .. steps - 1: linear up over the first `warmup` share, then down towards 0.
 
     Example: lr_at(0, 10, 1.0, 0.2) -> 0.5; lr_at(1, ...) -> 1.0; lr_at(9, ...) -> 0.125
     """
@@ -427,10 +431,10 @@ def find_device(name="auto"):
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        return device
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r}: not to be had here ({str(error).splitlines()[0]}); expected auto, cpu or cuda"
-                        ) from None
-    return device
+        why = str(error).splitlines()[0]
+        raise UserError(f"device {name!r}: not to be had here ({why}); expected auto, cpu or cuda") from None
 
 
 def to_device(batch, device):
@@ -486,7 +490,10 @@ def save_tensors(path, content):
     """torch.save beside `path`, then rename: a file is there whole or not at all."""
     beside = f"{path}.{os.getpid()}.part"
     try:
-        torch.save(content, beside)
+        with open(beside, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(beside, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -494,7 +501,7 @@ def save_tensors(path, content):
 
 
 def load_tensors(path, device="cpu"):
-    """What save_tensors wrote; only tensors and plain values are ever read (weights_only). UserError if it is not that."""
+    """What save_tensors wrote, else UserError; only tensors and plain values are ever read (weights_only)."""
     if not os.path.isfile(path):
         raise UserError(f"checkpoint {str(path)!r}: no such file")
     try:
@@ -534,12 +541,10 @@ def summary(args):
     """Parameters and FLOPs of backbones at a size, one line each."""
     for size in args.size:
         config = replace(SIZES[size], vocab=args.vocab or (SIZES[size].vocab if size == "toy" else 30_522))
-        print(f"{size}: {config.layers} layers, d {config.hidden}, H {config.heads}, vocabulary {config.vocab:,}, n = {args.n}")
+        print(f"{size}: {config.layers} layers, d {config.hidden}, H {config.heads}, "
+              f"vocabulary {config.vocab:,}, n = {args.n}")
         for name in args.backbone:
-            backbone = load_backbone(name)
-            if name in BACKBONES:
-                backbone = at_depth(backbone, config.layers)
-            backbone = check_backbone(backbone, config.layers, name)
+            backbone = load_backbone(name, config.layers)
             count, cost = count_parameters(config, backbone), count_flops(config, backbone, args.n)
             print(f"  {name:<14} params {count['total'] / 1e6:7.2f}M  of att {count['att'] / 1e6:6.2f}M  "
                   f"FLOPs {cost['total']:.3g}")
@@ -547,29 +552,33 @@ def summary(args):
 
 def train(args):
     """Pre-train one backbone on a corpus and write its checkpoint."""
-    device, settings = find_device(args.device), PRETRAIN[args.size]
-    given = {key: getattr(args, key) for key in ("steps", "batch", "n", "lr", "seed") if getattr(args, key) is not None}
-    settings = replace(settings, **given)
+    device = find_device(args.device)
+    given = {key: getattr(args, key) for key in ("steps", "batch", "n", "lr", "seed")}
+    settings = replace(PRETRAIN[args.size], **{key: value for key, value in given.items() if value is not None})
     if os.path.exists(args.out) and not args.overwrite:
         raise UserError(f"--out {args.out!r} exists; give another or --overwrite")
+    if not os.access(os.path.dirname(args.out) or ".", os.W_OK):
+        raise UserError(f"--out {args.out!r}: its folder is not there, or not writable")
     tokenizer = data.Tokenizer.train(args.corpus, args.vocab or SIZES[args.size].vocab, settings.seed)
     config = replace(SIZES[args.size], vocab=tokenizer.vocab_size)
-    backbone = load_backbone(args.backbone)
-    if args.backbone in BACKBONES:
-        backbone = at_depth(backbone, config.layers)
-    documents, held_out = data.split_held_out(data.load_corpus(args.corpus, tokenizer))
-    batches = data.PretrainingData(documents, settings.n, settings.batch, config.vocab, settings.seed)
-    held_out = data.PretrainingData(held_out, settings.n, settings.batch, config.vocab, settings.seed)
+    backbone = load_backbone(args.backbone, config.layers)
+    batches, held_out = (
+        data.PretrainingData(documents, settings.n, settings.batch, config.vocab, settings.seed)
+        for documents in data.split_held_out(data.load_corpus(args.corpus, tokenizer)))
     with seeded(settings.seed):
         model = Pretraining(config, backbone)
-    print(json.dumps({**asdict(settings), "size": args.size, "backbone": list(model.encoder.backbone), "device": str(device)}))
+    print(json.dumps({**asdict(settings), "size": args.size, "backbone": backbone, "device": str(device)}))
     start = time.time()
 
     def log(step, lr, parts):
         rate = (step + 1) * settings.batch * settings.n / (time.time() - start)
-        print(f"step={step + 1} lr={lr:.2e} mlm={parts['mlm']:.3f} nsp={parts['nsp']:.3f} tokens/s={rate:.0f}", flush=True)
+        losses = f"mlm={parts['mlm']:.3f} nsp={parts['nsp']:.3f}"
+        print(f"step={step + 1} lr={lr:.2e} {losses} tokens/s={rate:.0f}", flush=True)
 
-    pretrain(model, batches, settings, device, log)
+    try:
+        pretrain(model, batches, settings, device, log)
+    except Diverged as error:
+        raise UserError(f"{error}, with --lr {settings.lr}; nothing was written, a smaller one may help") from None
     print("held-out " + " ".join(f"{k}={v:.4f}" for k, v in held_out_loss(model, held_out, 20, device).items()))
     save_checkpoint(args.out, model, tokenizer)
     print(f"wrote {args.out}")
@@ -582,16 +591,17 @@ def main(argv=None):
     one = commands.add_parser("summary", help="parameters and FLOPs of backbones")
     one.add_argument("--size", nargs="+", choices=SIZES, default=["small", "base", "large"])
     one.add_argument("--backbone", nargs="+", default=list(BACKBONES), help="names or backbone files")
-    one.add_argument("--vocab", type=int, help="default: 30,522, BERT's; toy 400")
-    one.add_argument("--n", type=int, default=128, help="tokens a sequence")
+    one.add_argument("--vocab", type=data.number(int, 1), help="default: 30,522, BERT's; toy 400")
+    one.add_argument("--n", type=data.number(int, 1), default=128, help="tokens a sequence")
     one.set_defaults(run=summary)
     two = commands.add_parser("pretrain", help="MLM + NSP pre-training; writes a checkpoint")
-    two.add_argument("--corpus", nargs="+", required=True, help="text, .gz or .xz: a sentence a line, blank line between documents")
+    two.add_argument("--corpus", nargs="+", required=True,
+                     help="text, .gz or .xz: a sentence a line, blank line between documents")
     two.add_argument("--backbone", default="autobert-zero", help="a name or a backbone file")
     two.add_argument("--size", choices=SIZES, default="toy")
-    two.add_argument("--vocab", type=int, help="sentencepiece vocabulary; default: the size's")
-    for name, kind in (("steps", int), ("batch", int), ("n", int), ("lr", float), ("seed", int)):
-        two.add_argument(f"--{name}", type=kind, help="default: the size's (Table 6)")
+    two.add_argument("--vocab", type=data.number(int, 1), help="sentencepiece vocabulary; default: the size's")
+    for name, kind, least in (("steps", int, 1), ("batch", int, 1), ("n", int, 5), ("lr", float, 0), ("seed", int, 0)):
+        two.add_argument(f"--{name}", type=data.number(kind, least), help="default: the size's (Table 6)")
     two.add_argument("--device", default="auto")
     two.add_argument("--out", default="model.pt")
     two.add_argument("--overwrite", action="store_true")

@@ -11,13 +11,15 @@ The toy language at the end of the file stands in for Wikipedia, GLUE and SQuAD 
     python data.py show            # one training pair, from raw text to arrays
     python data.py toy FOLDER      # the toy corpus, its eight GLUE tasks and its SQuAD files
 
-Read first; nothing here needs torch.
+Read after ops.py; nothing here needs torch.
 """
 import argparse
+import contextlib
 import gzip
 import io
 import json
 import lzma
+import math
 import os
 import random
 import sys
@@ -44,33 +46,43 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message):
+        """Raise UserError, where argparse prints its usage and exits."""
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
+def number(kind, least=-math.inf):
+    """For argparse: reads a finite int or float, at least `least`."""
+    def read(text):
+        with contextlib.suppress(ValueError):
+            if least <= kind(text) < math.inf:
+                return kind(text)
+        raise argparse.ArgumentTypeError(f"{text!r}, expected {'an integer' if kind is int else 'a number'} from {least}")
+    return read
+
+
 def run_cli(main):
-    """Runs main(); what a user can cause ends in one line on stderr and exit code 2, never in a traceback."""
+    """Run main(); what a user can cause ends in one line on stderr and exit code 2, never in a traceback."""
     try:
         main()
         sys.stdout.flush()
+        return
     except UserError as error:
         message, code = str(error), 2
     except KeyboardInterrupt:
         message, code = "interrupted", 130
-    except BrokenPipeError:                              # the reader, e.g. `head`, has left: no error of ours
+    except BrokenPipeError:  # the reader, e.g. `head`, has left: no error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     except OSError as error:
         message, code = f"{error.filename or 'input or output'}: {error.strerror or error}", 2
     except MemoryError:
         message, code = "out of memory; try a smaller batch, model or corpus", 2
-    else:
-        return
     print("error:", " ".join(message.split()), file=sys.stderr)
     sys.exit(code)
 
 
 def write_beside(path, content):
-    """Writes str or bytes to a temporary neighbour of path, then renames it: never a half-written file."""
+    """Write str or bytes to a temporary neighbour of path, then rename it: never a half-written file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     neighbour = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -90,13 +102,13 @@ OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 
 
 def read_lines(path):
-    """Yields (line number, text) of a UTF-8 file, plain, .gz or .xz. UserError with file:line on bad bytes."""
+    """Yield (line number, text) of a UTF-8 file, plain, .gz or .xz; UserError with file:line on bad bytes."""
     path, number = Path(path), 0
     if not path.is_file():
         raise UserError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
     try:
         with OPENERS.get(path.suffix, open)(path, "rb") as file:
-            for number, line in enumerate(file, 1):      # subtle: bytes break at \n only, never at U+2028
+            for number, line in enumerate(file, 1):  # subtle: bytes break at \n only, never at U+2028
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start} of the line)") from None
@@ -105,7 +117,7 @@ def read_lines(path):
 
 
 def read_documents(paths):
-    """Yields documents, each a list of sentences (str): one per line, blank line(s) between documents."""
+    """Yield documents, each a list of sentences (str): one per line, blank line(s) between documents."""
     paths, document, count = [paths] if isinstance(paths, (str, Path)) else list(paths), [], 0
     for path in paths:
         for _, line in chain(read_lines(path), [(0, "")]):  # the end of a file ends its last document
@@ -119,7 +131,7 @@ def read_documents(paths):
 
 
 def load_corpus(paths, tokenizer):
-    """-> list of documents, each a list of int32 arrays of token ids, one per sentence (never empty)."""
+    """The documents of corpus files, each a list of int32 arrays of token ids, one per sentence (never empty)."""
     documents = []
     for document in read_documents(paths):
         sentences = [np.array(ids, np.int32) for ids in map(tokenizer.encode, document) if ids]
@@ -131,25 +143,26 @@ def load_corpus(paths, tokenizer):
 
 
 def split_held_out(documents, share=0.05):
-    """-> (training, held-out) documents, at least two on each side, the same ones every time.
+    """(training, held-out) documents, at least two on each side, the same ones every time.
 
-    Takes documents at even distances. With fewer than four it holds out the tail of each instead
-    (a document of one sentence is then on both sides).
+    Held out are documents at even distances; of fewer than four the tail of each instead (a document of one sentence
+    is then on both sides).
     """
-    if len(documents) < 4:
+    total = len(documents)
+    if total < 4:
         cuts = [max(1, len(document) * 9 // 10) for document in documents]
         return ([document[:cut] for document, cut in zip(documents, cuts)],
                 [document[cut:] or document for document, cut in zip(documents, cuts)])
-    count = min(max(2, round(share * len(documents))), len(documents) - 2)
-    held = {(2 * i + 1) * len(documents) // (2 * count) for i in range(count)}
-    return ([document for i, document in enumerate(documents) if i not in held],
-            [document for i, document in enumerate(documents) if i in held])
+    count = min(max(2, round(share * total)), total - 2)
+    held = {(2 * i + 1) * total // (2 * count) for i in range(count)}
+    return [documents[i] for i in range(total) if i not in held], [documents[i] for i in sorted(held)]
 
 
 # ---- Tokenizer ----
 
+SPECIAL = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
 PAD, UNK, CLS, SEP, MASK = range(5)
-FIRST_WORD = 5                                           # every id from here on is an ordinary piece
+FIRST_WORD = 5  # every id from here on is an ordinary piece
 
 
 class Tokenizer:
@@ -161,28 +174,27 @@ class Tokenizer:
     """
 
     def __init__(self, proto, name="tokenizer model"):
-        """proto: bytes of a sentencepiece model. UserError if it is none, or has other special ids."""
-        self.proto = proto
-        self.model = sentencepiece.SentencePieceProcessor()
+        """proto: bytes of a sentencepiece model; UserError if it is none, or has other special ids."""
+        self.proto, self.model = proto, sentencepiece.SentencePieceProcessor()
         try:
             self.model.LoadFromSerializedProto(proto)
-            special = [self.model.piece_to_id(piece) for piece in ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")]
+            special = [self.model.piece_to_id(piece) for piece in SPECIAL]
         except (RuntimeError, TypeError):
             raise UserError(f"{name}: not a sentencepiece model") from None
-        if special != [PAD, UNK, CLS, SEP, MASK]:
-            raise UserError(f"{name}: special pieces have ids {special}, expected {[PAD, UNK, CLS, SEP, MASK]}")
+        if special != list(range(5)):
+            raise UserError(f"{name}: special pieces have ids {special}, expected {list(range(5))}")
 
     @classmethod
     def train(cls, paths, vocab, seed=0):
-        """Learns `vocab` pieces from corpus files. UserError if the text allows no vocabulary of that size."""
+        """Learn `vocab` pieces from corpus files; UserError if the text allows no vocabulary of that size."""
         sentencepiece.set_random_generator_seed(seed % 2**32)  # it samples the sentences of a very large corpus
-        sentences, model = (sentence for document in read_documents(paths) for sentence in document), io.BytesIO()
+        sentences, model = chain.from_iterable(read_documents(paths)), io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=sentences, model_writer=model, vocab_size=vocab, model_type="bpe",
                 normalization_rule_name="nmt_nfkc_cf", num_threads=1, minloglevel=2, max_sentence_length=1 << 16,
                 input_sentence_size=1_000_000, shuffle_input_sentence=True, pad_id=PAD, unk_id=UNK, bos_id=-1,
-                eos_id=-1, control_symbols=["[CLS]", "[SEP]", "[MASK]"])  # control: text never becomes one of them
+                eos_id=-1, control_symbols=SPECIAL[2:])  # control: text never becomes one of them
         except (RuntimeError, OSError, ValueError) as error:
             reason = str(error).split("] ")[-1].strip() or "expected a positive number"  # without its source line
             raise UserError(f"vocabulary of {vocab}: {reason}") from None
@@ -190,48 +202,45 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path):
-        """Reads what `save` wrote."""
+        """Read what `save` wrote."""
         if not Path(path).is_file():
             raise UserError(f"{path}: no such tokenizer file")
         return cls(Path(path).read_bytes(), path)
 
     def save(self, path):
-        """Writes the sentencepiece model file."""
+        """Write the sentencepiece model file."""
         write_beside(path, self.proto)
 
     @property
     def vocab_size(self):
+        """The number of pieces, with the special ones."""
         return self.model.get_piece_size()
 
     def encode(self, text):
-        """-> list of ids, without [CLS] and [SEP]."""
+        """The ids of a text, without [CLS] and [SEP]."""
         return self.model.encode(text)
 
     def encode_with_offsets(self, text):
-        """-> (ids, spans); text[start:end] of a span is what its piece covers, without the space before it."""
+        """(ids, spans) of a text: text[start:end] of a span is what its piece covers, without the space before it."""
         mapping, spans = self.model.encode(text, return_type="offset_mapping"), []
-        for start, end in mapping["offsets"]:            # characters of the text as given, not as normalised
+        for start, end in mapping["offsets"]:  # characters of the text as given, not as normalised
             while start < end and text[start].isspace():
                 start += 1
             spans.append((start, end))
         return mapping["ids"], spans
 
     def pieces(self, ids):
-        """-> list of str, e.g. ['[CLS]', '▁the', '▁hen', 's']."""
+        """The pieces of ids as a list of str, e.g. ['[CLS]', '▁the', '▁hen', 's']."""
         return [self.model.id_to_piece(int(i)) for i in ids]
-
-    def decode(self, ids):
-        """-> text; special ids leave no trace."""
-        return self.model.decode([int(i) for i in ids])
 
 
 # ---- Packing and batching (BERT, Sec. 3 and A.2) ----
 
 
 def pack(a, b, n):
-    """-> (ids, segments) of `[CLS] a [SEP]` (b None) or `[CLS] a [SEP] b [SEP]`, at most n tokens.
+    """(ids, segments) of `[CLS] a [SEP]` (b None) or `[CLS] a [SEP] b [SEP]`, at most n tokens.
 
-    Cuts tokens off the end of the longer side, one at a time.
+    Tokens are cut off the end of the longer side, one at a time.
     """
     a, b = list(a), None if b is None else list(b)
     while len(a) + (2 if b is None else 3 + len(b)) > n:
@@ -241,27 +250,25 @@ def pack(a, b, n):
 
 
 def collate(rows, n=None):
-    """Pads (ids, segments) rows to n tokens or to the longest -> "ids", "segments" int64 (B, n), "mask" bool (B, n).
+    """Pad (ids, segments) rows to n tokens or to the longest: "ids", "segments" int64 (B, n), "mask" bool (B, n).
 
     mask is True at real tokens.
     """
     shape = len(rows), n or max(len(ids) for ids, _ in rows)
-    batch = {"ids": np.full(shape, PAD, np.int64), "segments": np.zeros(shape, np.int64),
-             "mask": np.zeros(shape, bool)}
-    for i, (ids, segments) in enumerate(rows):
-        batch["ids"][i, :len(ids)] = ids
-        batch["segments"][i, :len(ids)] = segments
-        batch["mask"][i, :len(ids)] = True
-    return batch
+    ids, segments, mask = np.full(shape, PAD, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
+    for i, row in enumerate(rows):
+        real = i, slice(len(row[0]))
+        (ids[real], segments[real]), mask[real] = row, True
+    return {"ids": ids, "segments": segments, "mask": mask}
 
 
 # ---- Sentence pairs for NSP (BERT, A.2) ----
 
-SHORT_PAIRS = 0.1                                        # so that pre-training sees short inputs too
+SHORT_PAIRS = 0.1  # so that pre-training sees short inputs too
 
 
 def make_pairs(documents, n, rng):
-    """One pass over the documents -> list of (ids, segments, label), each of at most n tokens.
+    """One pass over the documents: a list of (ids, segments, label), each of at most n tokens.
 
     Label 0: b follows a. Label 1: b comes from another document; the segments it replaced are put back.
     rng: random.Random.
@@ -276,16 +283,16 @@ def make_pairs(documents, n, rng):
             target = rng.randint(2, n - 3) if rng.random() < SHORT_PAIRS else n - 3
             end = take(document, start, target)
             split = rng.randint(start + 1, end - 1) if end - start > 1 else end
-            a = [token for sentence in document[start:split] for token in sentence]
+            a = np.concatenate(document[start:split]).tolist()
             label = int(split == end or rng.random() < 0.5)
             if label:
                 other = documents[(index + rng.randint(1, len(documents) - 1)) % len(documents)]
                 first = rng.randrange(len(other))
                 b = np.concatenate(other[first:take(other, first, target - len(a))]).tolist()
-                end = split                              # put back what b replaced
+                end = split  # put back what b replaced
             else:
                 b = np.concatenate(document[split:end]).tolist()
-            while len(a) + len(b) > n - 3:               # the longer one, at its front or back by a coin
+            while len(a) + len(b) > n - 3:  # the longer one, at its front or back by a coin
                 (a if len(a) > len(b) else b).pop(0 if rng.random() < 0.5 else -1)
             pairs.append((*pack(a, b, n), label))
             start = end
@@ -293,7 +300,7 @@ def make_pairs(documents, n, rng):
 
 
 def take(document, start, target):
-    """-> the end of the shortest run of sentences from start with at least target tokens, or the document's end."""
+    """The end of the shortest run of sentences from start with at least target tokens, or the document's end."""
     length = 0
     for end in range(start, len(document)):
         length += len(document[end])
@@ -306,7 +313,7 @@ def take(document, start, target):
 
 
 def mask_tokens(ids, vocab_size, rng, max_pred=20):
-    """-> (ids, positions, targets): a masked print, the chosen positions in order, the tokens that stood there.
+    """(ids, positions, targets): a masked copy, the chosen positions in order, the tokens that stood there.
 
     15 % of the tokens are chosen, at least one and at most max_pred, never [CLS], [SEP] or [PAD]; of these
     80 % become [MASK], 10 % a random ordinary token, 10 % stay. rng: np.random.Generator.
@@ -316,7 +323,7 @@ def mask_tokens(ids, vocab_size, rng, max_pred=20):
     count = min(max_pred, max(1, round(0.15 * np.count_nonzero(ids != PAD))), len(free))
     positions = np.sort(rng.permutation(free)[:count])
     targets = ids[positions]
-    coin = rng.random(count)                             # subtle: one draw decides, not two coins in a row
+    coin = rng.random(count)  # subtle: one draw decides, not two coins in a row
     ids[positions[coin < 0.8]] = MASK
     swapped = positions[(coin >= 0.8) & (coin < 0.9)]
     ids[swapped] = rng.integers(FIRST_WORD, vocab_size, len(swapped))
@@ -337,7 +344,7 @@ class PretrainingData:
         self.steps_per_epoch = max(1, len(self.pairs) // batch)
 
     def load_epoch(self, epoch):
-        """Draws and shuffles the pairs of one epoch, unless they are at hand."""
+        """Draw and shuffle the pairs of one epoch, unless they are at hand."""
         if epoch != self.epoch:
             rng = random.Random(f"pairs {self.seed} {epoch}")
             self.pairs = [(np.array(ids, np.int32), np.array(segments, np.int8), label)  # a tenth of a list's memory
@@ -346,19 +353,19 @@ class PretrainingData:
             self.epoch = epoch
 
     def batch(self, step):
-        """-> "ids", "segments" int64 (B, n), "mask" bool (B, n), "next" int64 (B,), 1 = b is from another document,
-        "positions" int64 (M,), which count through the flat B*n, and "targets" int64 (M,).
+        """The batch of a step: collate's arrays, "next" (B,), "positions" (M,) and "targets" (M,), all int64.
+
+        next: 1 = b is from another document. positions count through the flat B*n.
         """
         epoch, k = divmod(step, self.steps_per_epoch)
         self.load_epoch(epoch)
-        rows = [self.pairs[i % len(self.pairs)] for i in range(k * self.size, (k + 1) * self.size)]
         rng = np.random.default_rng([self.seed % 2**32, step])
+        rows = [self.pairs[i % len(self.pairs)] for i in range(k * self.size, (k + 1) * self.size)]
         masked = [mask_tokens(ids, self.vocab_size, rng, self.max_pred) for ids, _, _ in rows]
-        batch = collate([(ids, row[1]) for (ids, _, _), row in zip(masked, rows)], self.n)
-        batch["positions"] = np.concatenate([i * self.n + where for i, (_, where, _) in enumerate(masked)])
-        batch["targets"] = np.concatenate([targets for _, _, targets in masked])
-        batch["next"] = np.array([label for _, _, label in rows], np.int64)
-        return batch
+        (_, segments, labels), (ids, positions, targets) = zip(*rows), zip(*masked)
+        return collate(list(zip(ids, segments)), self.n) | {
+            "positions": np.concatenate([i * self.n + place for i, place in enumerate(positions)]),
+            "targets": np.concatenate(targets), "next": np.array(labels, np.int64)}
 
 
 # ---- The toy language ----
@@ -366,7 +373,7 @@ class PretrainingData:
 # order) suits convolutions; agreement behind a distractor, names and facts that return, topic and mood suit
 # attention. The tasks need word classes (topic, mood, number, time, ...) that the corpus teaches: there, and only
 # there, a hint often stands before a word ("sea boat", "truly neat"), or so small a model would not find the
-# classes in 1,600 steps. A task's training rows use every other word of a list, its dev rows all of them.
+# classes in 2,000 steps. A task's training rows use every other word of a list, its dev rows all of them.
 
 TOPICS = [dict(zip(("hint", "role", "thing", "kind", "verb", "place"), map(str.split, row.split("|")))) for row in (
     "farm|farmer shepherd rider herder milker hunter|goat hen cow pig horse lamb duck mule|beast|feed guard|"
@@ -392,35 +399,37 @@ FACTS = {  # kind of fact: question | statement | answer
     "how many": "How many {thing}s does {asked} {verb}?|{who} {verb}s {number} {thing}s.|{number}",
     "colour": "What colour are the {thing}s of {asked}?|{who} {verb}s the {colour} {thing}s.|{colour}",
     "who": "Who {verb}s the {thing}s?|{first} {last} {verb}s the {thing}s.|{first} {last}"}
-TOY_VOCAB = 600                                          # every word is one piece
-TOY_SEARCH_TASKS = ("CoLA", "RTE", "STS-B")             # where pre-training pays most, over seeds
+TOY_VOCAB = 600  # every word is one piece
+TOY_SEARCH_TASKS = ("CoLA", "RTE", "STS-B")  # where pre-training pays most, over seeds
 
 
 class ToyWriter:
-    """Writes toy sentences. rng: random.Random; view: the slice of each word list in use; hints: share of hints."""
+    """A writer of toy sentences. rng: random.Random; view: its slice of each word list; hints: the share of hints."""
 
     def __init__(self, rng, view=slice(None), hints=0.0):
         self.rng, self.view, self.hints = rng, view, hints
 
     def coin(self, p=0.5):
+        """True with probability p."""
         return self.rng.random() < p
 
     def pick(self, words):
+        """A word of those in view; a list of fewer than four is always in view."""
         return self.rng.choice(words if len(words) < 4 else words[self.view])
 
     def noun(self, topic, kind, plural, numbered=False, fault=False):
-        """-> ['many', 'sea', 'boats']; numbered: not 'the'; fault: the determiner shows the other number."""
+        """E.g. ['many', 'sea', 'boats']; numbered: not 'the'; fault: the determiner shows the other number."""
         determiners = ["these", "many"] if plural != fault else ["this", "every"]
         return [self.rng.choice(determiners if numbered else [*determiners, "the"]),
                 *topic["hint"] * self.coin(self.hints), self.pick(topic[kind]) + "s" * plural]
 
     def distractor(self, topic):
-        """-> [] or ['near', 'the', 'hens'], to stand between a noun and its verb."""
+        """[] or e.g. ['near', 'the', 'hens'], to stand between a noun and its verb."""
         words = [self.rng.choice(("near", "behind", "beside")), *self.noun(topic, "thing", self.coin())]
         return words * self.coin(0.3)
 
     def act(self, topic, fault=None, numbered=False):
-        """-> 'These farmers near the hen feed the goat.'; fault: "verb", "determiner", "order" or None."""
+        """E.g. 'These farmers near the hen feed the goat.'; fault: "verb", "determiner", "order" or None."""
         plural = self.coin()
         words = self.noun(topic, "role", plural, numbered, fault == "determiner") + self.distractor(topic)
         words += [self.pick(topic["verb"]) + "s" * (plural == (fault == "verb"))]
@@ -431,14 +440,14 @@ class ToyWriter:
         return sentence(words)
 
     def judge(self, topic, good, subject="thing"):
-        """-> 'The hens behind this cow are neat and clean.'; subject: a key of TOPICS."""
+        """E.g. 'The hens behind this cow are neat and clean.'; subject: a key of TOPICS."""
         plural, hint = self.coin(), ["truly" if good else "sadly"]
         first, second = self.rng.sample(WORDS["good" if good else "bad"][self.view], 2)
         words = [*self.noun(topic, subject, plural), *self.distractor(topic), "are" if plural else "is"]
         return sentence(words + hint * self.coin(self.hints) + [first] + ["and", second] * self.coin())
 
     def story(self, topic, good):
-        """-> the words of one document: whose it is, its topic and mood, its facts."""
+        """The words of one document: whose it is, its topic and mood, its facts."""
         first, last, she, title = self.rng.choice(NAMES)
         story = {key: self.pick(words) for key, words in (topic | WORDS).items()}
         the_role, mood, feeling = f"the {story['role']}", *(("good", "glad") if good else ("bad", "sad"))
@@ -447,11 +456,11 @@ class ToyWriter:
                         "adjective": story[mood], "feeling": story[feeling]}
 
     def fact(self, kind, story):
-        """-> (question, statement, answer)"""
+        """[question, statement, answer] of a kind of fact in a story."""
         return [part.format(**story) for part in FACTS[kind].split("|")]
 
     def document(self):
-        """-> list of sentences."""
+        """One document: a list of sentences."""
         topic, good = self.rng.choice(TOPICS), self.coin()
         story = self.story(topic, good)
         lines = ["{first} {last} is a {role} at the {place}.".format(**story)]
@@ -491,7 +500,7 @@ COLUMNS = {  # task: columns of train and dev | of test | of the text | of the l
 
 
 def toy_example(task, w):
-    """-> (texts, label): one row of a GLUE task, by the ToyWriter w."""
+    """(texts, label): one row of a GLUE task, by the ToyWriter w."""
     topic, other = w.rng.sample(TOPICS, 2)
     good, yes = w.coin(), w.coin(0.65 if task in ("CoLA", "MRPC", "QQP") else 0.5)
     second = topic if yes else other
@@ -499,30 +508,30 @@ def toy_example(task, w):
         texts = [w.act(topic, None if yes else w.rng.choice(("verb", "determiner", "order")), numbered=True)]
     elif task == "SST-2":
         texts, yes = [w.judge(topic, good)], good
-    elif task == "MRPC":                                 # what counts as a paraphrase here: the same topic
+    elif task == "MRPC":  # what counts as a paraphrase here: the same topic
         texts = [w.act(topic), w.act(second)]
     elif task == "QQP":
         texts = [w.fact(w.rng.choice(list(FACTS)), w.story(about, good))[0] for about in (topic, second)]
-    elif task == "STS-B":                                # topic weighs 3, mood 2
+    elif task == "STS-B":  # topic weighs 3, mood 2
         same = w.coin()
         score = 3 * yes + 2 * same + w.rng.choice((-0.25, 0, 0.25))
         return [w.judge(topic, good), w.judge(second, good == same)], f"{min(5, max(0, score)):.3f}"
-    elif task == "MNLI":                                 # neutral: another topic; contradiction: the other mood
+    elif task == "MNLI":  # neutral: another topic; contradiction: the other mood
         label = w.rng.choice(("entailment", "contradiction", "neutral"))
         about, mood = (other, w.coin()) if label == "neutral" else (topic, good == (label == "entailment"))
         return [w.judge(topic, good), w.judge(about, mood)], label
-    elif task == "QNLI":                                 # does the sentence tell what is asked?
+    elif task == "QNLI":  # does the sentence tell what is asked?
         asked, told = w.rng.sample(("where", "when", "how many", "colour"), 2)
         question, off_topic = w.story(topic, good), not yes and w.coin()
         answer = w.story(other, good) if off_topic else question
         texts = [w.fact(asked, question)[0], w.fact(asked if yes or off_topic else told, answer)[1]]
-    else:                                                # RTE: a hen is a beast, a boat is none
+    else:  # RTE: a hen is a beast, a boat is none
         texts = [w.judge(topic, good), "The {kind} is {adjective}.".format(**w.story(second, w.coin()))]
     return texts, (("entailment" if yes else "not_entailment") if task in ("QNLI", "RTE") else str(int(yes)))
 
 
 def toy_table(task, split, rows, w, seen):
-    """-> the text of one TSV file; no row's texts are in the set `seen`, to which they are added."""
+    """The text of one TSV file; no row's texts are in the set `seen`, to which they are added."""
     train, test, text_columns, label_column = COLUMNS[task]
     columns = (test if split == "test" else train).split("|")
     if (task, split) == ("MNLI", "dev"):
@@ -540,13 +549,13 @@ def toy_table(task, split, rows, w, seen):
 
 
 def toy_squad(version, paragraphs, w):
-    """-> the text of one SQuAD file: 3 questions on each passage; in version 2.0 the last has no answer."""
+    """The text of one SQuAD file: 3 questions on each passage; in version 2.0 the last has no answer."""
     articles = []
     for number in range(paragraphs):
         topic, good = w.rng.choice(TOPICS), w.coin()
         story, kinds = w.story(topic, good), w.rng.sample(list(FACTS), 5)
         told, untold = kinds[:3], [kind for kind in kinds[3:] if kind != "who"]
-        if "who" in told:                                # then no other sentence may give the name
+        if "who" in told:  # then no other sentence may give the name
             story["who"] = story["she"].title()
         passage, questions = [w.fact(kind, story)[1] for kind in told] + [w.judge(topic, good)], []
         w.rng.shuffle(passage)
@@ -560,7 +569,7 @@ def toy_squad(version, paragraphs, w):
 
 
 def toy_files(seed=0):
-    """Yields (relative path, text) of every toy file."""
+    """Yield (relative path, text) of every toy file."""
     def writer(name, view=slice(None), hints=0.0):
         return ToyWriter(random.Random(f"{seed} {name}"), view, hints)
 
@@ -573,7 +582,7 @@ def toy_files(seed=0):
         name = f"glue/{task}/train.tsv"
         yield name, toy_table(task, "train", 1000 if task in small else 1600, writer(name, half), seen)
         for split, rows in (("dev", 400), ("test", 100)):
-            for end, view in ends.items():               # mismatched: only words that training rows do not use
+            for end, view in ends.items():  # mismatched: only words that training rows do not use
                 name = f"glue/{task}/{split}{end}.tsv"
                 yield name, toy_table(task, split, rows, writer(name, view), seen)
     for version in ("1.1", "2.0"):
@@ -583,7 +592,7 @@ def toy_files(seed=0):
 
 
 def write_toy(folder, seed=0):
-    """Writes corpus.txt, held-out.txt, glue/<TASK>/*.tsv and squad/*.json -> the folder. Same seed, same bytes."""
+    """Write corpus.txt, held-out.txt, glue/<TASK>/*.tsv, squad/*.json; return the folder. Same seed, same bytes."""
     for name, text in toy_files(seed):
         write_beside(Path(folder) / name, text)
     return Path(folder)
@@ -593,7 +602,7 @@ def write_toy(folder, seed=0):
 
 
 def show(corpus, vocab, n, seed):
-    """Prints two pairs of a corpus (None: the toy one) on their way from raw text to a batch."""
+    """Print two pairs of a corpus (None: the toy one) on their way from raw text to a batch."""
     with tempfile.TemporaryDirectory() as folder:
         corpus = corpus or [write_toy(folder, seed) / "corpus.txt"]
         tokenizer = Tokenizer.train(corpus, vocab, seed)
@@ -614,6 +623,7 @@ def show(corpus, vocab, n, seed):
 
 
 def main(argv=None):
+    """The command line; see --help."""
     parser = Parser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     toy = commands.add_parser("toy", help="write the toy corpus, GLUE and SQuAD files")

@@ -591,15 +591,6 @@ def teach(args):
     show(["predicted", *METRICS], rows)
 
 
-def positive(kind):
-    """For argparse: reads an int from 1, or a finite float from 0."""
-    def number(text):
-        if not (kind is int) <= kind(text) < math.inf:
-            raise ValueError
-        return kind(text)
-    return number
-
-
 def resolved(args, preset, device):
     """The preset with what was given on the command line put in; printed with the other arguments."""
     given = {f.name: getattr(args, f.name) for f in fields(preset) if getattr(args, f.name) is not None}
@@ -706,19 +697,20 @@ def main(argv=None):
         one.add_argument("--seed", type=int, default=0, help="the first seed")
         one.add_argument("--out", help="a folder for pays.tsv" if name == "pays" else "a file to write")
     for name, count in (("finetune", 1), ("pays", 3)):
-        parts[name].add_argument("--seeds", type=positive(int), default=count, help="runs, with --seed and the next ones")
+        parts[name].add_argument("--seeds", type=data.number(int, 1), default=count, help="runs, from --seed on")
     for name in ("finetune", "squad"):
         parts[name].add_argument("--checkpoint", required=True, help="what autobert.py pretrain wrote")
         parts[name].add_argument("--preset", choices=list(PRESETS), default="toy")
         for f in fields(FinetuneSettings):
-            how = {"action": "store_true", "default": None} if f.type is bool else {"type": positive(f.type)}
+            number = data.number(f.type, int(f.type is int))
+            how = {"action": "store_true", "default": None} if f.type is bool else {"type": number}
             parts[name].add_argument("--" + f.name.replace("_", "-"), **how, help="instead of the preset's")
     parts["finetune"].add_argument("--glue", required=True, help="the folder that holds CoLA, SST-2, ..")
     parts["finetune"].add_argument("--task", choices=["all", *TASKS], default="all")
     for split in ("train", "dev"):
         parts["squad"].add_argument("--" + split, required=True, help="official JSON, plain, .xz or .gz")
     parts["squad"].add_argument("--v2", action="store_true", help="the files are v2.0: a question may have no answer")
-    parts["pays"].add_argument("--steps", type=positive(int), default=2000, help="of pre-training")
+    parts["pays"].add_argument("--steps", type=data.number(int, 1), default=2000, help="of pre-training")
     args = parser.parse_args(argv)
     try:
         args.run(args)

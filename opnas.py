@@ -91,6 +91,8 @@ class SearchSettings:
     seed: int = option(0, "every random draw of the run comes from it")
 
 
+LEAST = {"alpha": 0, "tau": 0, "collapse": 0, "rounds": 0, "rows": 0, "lr": 0, "warmup": 0, "beta2": 0, "finetune_lr": 0,
+         "finetune_warmup": 0, "seed": 0, "n": 5, "least_gain": -math.inf}  # the least value of a setting; all else: 1
 PRESETS = {
     "toy": SearchSettings(),
     # App. D.1: 100 + 27 * 25 = 775 candidates, 24,000 hours on V100s
@@ -207,7 +209,8 @@ def mutate_dag(dag, tables, rng):
         return [instead if a == slot and instead is not None else a + by * (a >= slot) for a in args]
 
     if edit == "insert":
-        op, args = _draw(rng, tables.p(t)), [rng.randrange(slot), rng.randrange(slot)]
+        op = _draw(rng, tables.p(min(t, len(dag) - 1)))  # a path of length k draws from the first k tables only
+        args = [rng.randrange(slot), rng.randrange(slot)]
         later = [[name, *moved(old, 1)] for name, *old in dag[t:]]
         if later:  # the node that stood here reads the new one in place of an operand
             later[0][rng.randrange(1, len(later[0]))] = slot
@@ -719,10 +722,6 @@ def resolve(args):
         raise UserError(f"--size {s.size!r}: expected one of {', '.join(autobert.SIZES)}")
     if s.select not in ("dev", "train"):
         raise UserError(f"--select {s.select!r}: expected dev or train")
-    for f in fields(SearchSettings):
-        value, least = getattr(s, f.name), 0 if f.name in ("rounds", "rows", "seed", "warmup", "finetune_warmup") else 1
-        if f.type is int and value < least:
-            raise UserError(f"--{f.name.replace('_', '-')} {value}: expected at least {least}")
     if s.n > autobert.SIZES[s.size].positions:
         raise UserError(f"--n {s.n}: size {s.size} has {autobert.SIZES[s.size].positions} positions")
     return s
@@ -731,7 +730,7 @@ def resolve(args):
 def add_machine_flags(parser):
     """--device and --workers, which change no result."""
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--workers", type=int, help="processes that judge candidates; default: one a core, 1 on cuda")
+    parser.add_argument("--workers", type=data.number(int, 1), help="processes that judge candidates; default: one a core, 1 on cuda")
 
 
 def main(argv=None):
@@ -754,13 +753,11 @@ def main(argv=None):
         parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
         add_machine_flags(parser)
         for f in fields(SearchSettings):
-            kind = float if f.type == float | None else f.type
+            kind = f.type if f.type is str else data.number(int if f.type is int else float, LEAST.get(f.name, 1))
             parser.add_argument("--" + f.name.replace("_", "-"), type=kind, help=f.metadata["help"])
         args = parser.parse_args(argv)
         settings = resolve(args)
     device = autobert.find_device(args.device)
-    if args.workers is not None and args.workers < 1:
-        raise UserError(f"--workers {args.workers}: expected at least 1")
     workers = args.workers or (1 if device.type == "cuda" else CORES)
     if argv[:1] != ["resume"]:
         out = prepare(args, settings)

@@ -4,8 +4,8 @@ An attention head turns four projections of its input, Q, K, V and P, into an ou
 graph (DAG) of ten primitive ops. This file is everything about one such graph: the table of ops, the formula that
 writes it down, whether it is legal, what it computes, what it costs, and how to draw one at random.
 
-    dag    the genome: a tuple of nodes (op, in1[, in2]). Slots 0..3 are Q K V P, node t fills slot 4 + t, the last
-           node is the output. BERT: (("transpose", 1), ("matmul", 0, 4), ("scale", 5), ("softmax", 6), ("matmul", 7, 2))
+    dag    the genome: a tuple of nodes (op, in1[, in2]); slots 0..3 are Q K V P, node t fills slot 4 + t and the last
+           is the output. BERT: (("transpose", 1), ("matmul", 0, 4), ("scale", 5), ("softmax", 6), ("matmul", 7, 2))
     type   what a value's two axes are, tokens "n" or head channels "d": "nd", "dn", "nn" or "dd"
     n, d   tokens, head size (d_h in the paper); B batch, H heads
     k      path length: the number of nodes; a node's position in the path is its index in the canonical order
@@ -22,6 +22,7 @@ import math
 import os
 import random
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from typing import Callable
 
@@ -41,10 +42,10 @@ MAX_TEXT = 200  # ops a formula may hold at all, before any question of legality
 class Op:
     """One row of Table 1.
 
-    text: how it is written. value(d_h, x[, y]): its tensor function on (..., rows, columns). type(x[, y]): its result's
-    type, None where the operands do not fit. reduces: per operand the axis it sums or normalises over (None: none),
-    which is where padding must be hidden, and where tokens mix if that axis is n. hide: what padding becomes there.
-    flops(a, k, b): operations on (a, k) or, for two operands, on (a, k) and (k, b) or (b, k).
+    text: how it is written. value(d_h, x[, y]): its tensor function on (..., rows, columns). type(x[, y]): its
+    result's type, None where the operands do not fit. flops(a, k, b): operations on x of (a, k) for a result of b
+    columns. reduces: per operand the axis it sums or normalises over (None: none), which is where padding must be
+    hidden, and where tokens mix if that axis is n. hide: what padding becomes there.
     """
     arity: int
     text: str
@@ -68,8 +69,8 @@ def _distance(d_h, x, y):
 
 def _same(x, y=None):
     """equal types -> the same"""
-    # CHOICE: equal types only, no broadcasting. No op makes a scalar then, so the paper's "neg, add and multiplication"
-    # on scalars never occurs.
+    # CHOICE: equal types only, no broadcasting. No op makes a scalar then, so the paper's "neg, add and
+    # multiplication" on scalars never occurs.
     return x if y in (None, x) else None
 
 
@@ -99,8 +100,8 @@ OPS = {
     "add": Op(2, "{} + {}", lambda d, x, y: x + y, _same, lambda a, k, b: a * k),
     "matmul": Op(2, "{} @ {}", lambda d, x, y: x @ y, _product, lambda a, k, b: 2 * a * k * b, (-1, -2)),
     "cos": Op(2, "cos({}, {})", _cosine, _pairwise, lambda a, k, b: 2 * a * k * b + 3 * (a + b) * k, (-1, -1)),
-    "dist": Op(2, "dist({}, {})", _distance, _pairwise, lambda a, k, b: 2 * a * k * b + 2 * (a + b) * k + 4 * a * b,
-               (-1, -1)),
+    "dist": Op(2, "dist({}, {})", _distance, _pairwise,
+               lambda a, k, b: 2 * a * k * b + 2 * (a + b) * k + 4 * a * b, (-1, -1)),
 }
 
 # Fig. 7 and the printed equations: layers 2, 4, .. 12 of AutoBERT-Zero, and BERT's (Eq. 2). The figure's "sqrt" is
@@ -119,7 +120,7 @@ ATTENTIONS = {
 def fold(dag, leaves, step):
     """The one walk over a genome: slots, the four `leaves` first, then step(op, *operands) for every node in order.
 
-    Values, types, formulas and costs are all this walk with another `step`.
+    Values, formulas and canonical forms are all this walk with another `step`.
     Example: fold((("neg", 1),), [5, 7, 0, 0], lambda op, x: -x) -> [5, 7, 0, 0, -7]
     """
     slots = list(leaves)
@@ -131,35 +132,29 @@ def fold(dag, leaves, step):
 # ---- One graph, one form ----
 
 
-_RANK = {op: rank for rank, op in enumerate(OPS)}
-_OP = list(OPS)
-
-
 def canonical(dag):
     """The same function in its one form: dead nodes pruned, equal subexpressions merged, arguments of add sorted (ops
     in Table 1's order, then inputs by letter), nodes in post-order from the output.
 
     Example: (("neg", 0), ("neg", 0), ("add", 1, 5)) -> (("neg", 0), ("add", 4, 1)), that is -Q + K
     """
+    ops, leaves = list(OPS), [(len(OPS), letter) for letter in INPUTS]
     unique = {}  # subtle: keyed by the identity of the operands; a nested key would be hashed again and again
+    nodes, slot = [], {id(leaf): i for i, leaf in enumerate(leaves)}
 
     def merge(op, *args):
         args = sorted(args) if op == "add" else args
-        return unique.setdefault((op, *map(id, args)), (_RANK[op], *args))
-
-    leaves = [(len(OPS), letter) for letter in INPUTS]
-    output = fold(dag, leaves, merge)[-1]
-    slot = {id(leaf): i for i, leaf in enumerate(leaves)}
-    nodes = []
+        return unique.setdefault((op, *map(id, args)), (ops.index(op), *args))
 
     def visit(tree):
         if id(tree) not in slot:
-            for arg in tree[1:]:
+            rank, *args = tree
+            for arg in args:
                 visit(arg)
-            nodes.append((_OP[tree[0]], *(slot[id(arg)] for arg in tree[1:])))
+            nodes.append((ops[rank], *(slot[id(arg)] for arg in args)))
             slot[id(tree)] = 3 + len(nodes)
 
-    visit(output)
+    visit(fold(dag, leaves, merge)[-1])
     return tuple(nodes)
 
 
@@ -177,17 +172,14 @@ def formula(dag):
 
     Example: "a = softsign(K); softmax(Q @ T(a)) @ (V + a)"
     """
-    count = [0] * (4 + len(dag))
-    for _, *args in dag:
-        for a in args:
-            count[a] += 1
-    names, statements, slot = iter("abcdefghijklmnop"), [], iter(range(4, 4 + len(dag)))
+    reads = Counter(a for _, *args in dag for a in args)
+    names, statements, slot = (letter + str(i or "") for i in itertools.count() for letter in "abcdefghijklmnop"), [], itertools.count(4)
 
     def write(op, *args):  # a text and how tightly it binds: 3 a name, call or minus, 2 a product, 1 a sum
         need = {"neg": (3,), "matmul": (2, 3), "add": (1, 2)}.get(op, (0, 0))
         text = OPS[op].text.format(*(t if bind >= least else f"({t})" for (t, bind), least in zip(args, need)))
         bind = {"matmul": 2, "add": 1}.get(op, 3)
-        if count[next(slot)] > 1:
+        if reads[next(slot)] > 1:
             statements.append(f"{(name := next(names))} = {text}")
             text, bind = name, 3
         return text, bind
@@ -247,7 +239,8 @@ def parse(text):
             fail(last, "expected the output, an expression, as the last statement")
         output = read(last.value)
     except (SyntaxError, RecursionError, MemoryError) as error:
-        raise ValueError(f"formula {text[:120]!r} does not parse: {error.args[0] if error.args else 'too deep'}") from None
+        why = error.args[0] if error.args else "too deep"
+        raise ValueError(f"formula {text[:120]!r} does not parse: {why}") from None
     if output < 4:
         fail(last, "the output is a bare input; expected at least one op")
     return canonical(nodes[: output - 3])
@@ -269,7 +262,7 @@ def step_types(dag):
 def mixes(dag):
     """Whether some node of a well-typed graph sums or normalises over the tokens."""
     types = ["nd"] * 4 + step_types(dag)
-    return any(axis is not None and types[a][axis] == "n" for op, *args in dag for a, axis in zip(args, OPS[op].reduces))
+    return any(axis and types[a][axis] == "n" for op, *args in dag for a, axis in zip(args, OPS[op].reduces))
 
 
 def why_illegal(dag, require_mixing=True):
@@ -286,19 +279,22 @@ def why_illegal(dag, require_mixing=True):
             return f"step {t + 1}: {node!r} reads a slot that is not filled yet"
     if not 1 <= len(dag) <= MAX_LENGTH:
         return f"{len(dag)} ops; expected 1 to {MAX_LENGTH}"
-    types = step_types(dag)
+    types = ["nd"] * 4 + step_types(dag)
     if types[-1] is None:
-        t, (op, *args) = len(types) - 1, dag[len(types) - 1]
-        operands = " and ".join("(%s,%s)" % tuple((["nd"] * 4 + types)[a]) for a in args)
-        return f"step {t + 1}: {op} does not take {operands}"
+        step = len(types) - 4
+        op, *args = dag[step - 1]
+        return f"step {step}: {op} does not take {' and '.join(_axes(types[a]) for a in args)}"
     if types[-1] != "nd":
-        return "the output is (%s,%s); expected (n,d)" % tuple(types[-1])
-    inputs = used(canonical(dag))
-    if len(inputs) < 2:
-        return f"reads only {inputs}; expected 2 to 4 distinct inputs"
-    if require_mixing and not mixes(canonical(dag)):
-        return "no op mixes tokens"
-    return None
+        return f"the output is {_axes(types[-1])}; expected (n,d)"
+    dag = canonical(dag)
+    if len(used(dag)) < 2:
+        return f"reads only {used(dag)}; expected 2 to 4 distinct inputs"
+    return "no op mixes tokens" if require_mixing and not mixes(dag) else None
+
+
+def _axes(type_):
+    """Example: "nd" -> "(n,d)" """
+    return f"({','.join(type_)})"
 
 
 # ---- What it computes, what it costs ----
@@ -307,20 +303,20 @@ def why_illegal(dag, require_mixing=True):
 def evaluate(dag, inputs, mask=None, dropout=None):
     """The output of a legal graph: (B, H, n, d_h).
 
-    inputs: Q, K, V, P, each (B, H, n, d_h), or None where the graph does not read it. mask: (B, n) bool, True = a real
-    token; padding then never reaches a real token, whatever the graph. dropout: a function for the attention weights,
-    applied to each softmax of type (n, n).
+    inputs: Q, K, V, P, each (B, H, n, d_h), or None where the graph does not read it. mask: (B, n) bool, True = a
+    real token; padding then never reaches a real token, whatever the graph. dropout: a function for the attention
+    weights, applied to each softmax of type (n, n).
     """
     d_h = next(x for x in inputs if x is not None).shape[-1]
     if mask is not None:
         # a sequence with no real token counts as all real, or its softmax would be 0/0
-        hole = ~(mask | ~mask.any(-1, keepdim=True))  # (B, n)
+        hole = ~mask & mask.any(-1, keepdim=True)  # (B, n)
         hole = {-1: hole[:, None, None, :], -2: hole[:, None, :, None]}
 
     def step(op, *args):
         row = OPS[op]
-        # Hide padding where, and only where, an op reduces over tokens: a mask in the softmax alone leaks in nearly every
-        # other graph. Filled, not multiplied: inf * 0 is nan.
+        # Hide padding where, and only where, an op reduces over tokens: a mask in the softmax alone leaks in nearly
+        # every other graph. Filled, not multiplied: inf * 0 is nan.
         values = [x.masked_fill(hole[axis], row.hide) if mask is not None and axis and type_[axis] == "n" else x
                   for (x, type_), axis in zip(args, row.reduces)]
         value, type_ = row.value(d_h, *values), row.type(*(t for _, t in args))
@@ -331,16 +327,9 @@ def evaluate(dag, inputs, mask=None, dropout=None):
 
 def flops(dag, n, d_h):
     """Floating-point operations of one head on one sequence of n tokens; a multiply-add counts as two."""
-    size, total = {"n": n, "d": d_h}, 0
-
-    def step(op, x, y=None):
-        nonlocal total
-        out = OPS[op].type(x, y) if y else OPS[op].type(x)
-        total += OPS[op].flops(size[x[0]], size[x[1]], size[out[1]])
-        return out
-
-    fold(dag, ["nd"] * 4, step)
-    return total
+    size, types = {"n": n, "d": d_h}, ["nd"] * 4 + step_types(dag)
+    return sum(OPS[op].flops(size[types[x][0]], size[types[x][1]], size[out[1]])
+               for (op, x, *_), out in zip(dag, types[4:]))
 
 
 # ---- Random graphs ----
@@ -397,16 +386,14 @@ def random_dag(rng, weights=None):
 def describe(text):
     """Everything about one formula as text: steps with types, legality, inputs, cost."""
     dag = parse(text)
-    types = ["nd"] * 4 + step_types(dag)
-    lines = [f"formula  {formula(dag)}"]
-    for t, (op, *args) in enumerate(dag):
-        operands = ", ".join(INPUTS[a] if a < 4 else f"step {a - 3}" for a in args)
-        type_ = "(%s,%s)" % tuple(types[4 + t]) if 4 + t < len(types) and types[4 + t] else "?"
-        lines.append(f"  step {t + 1:<2} {type_}  {op}({operands})")
     why = why_illegal(dag)
-    lines.append(f"legal    {'yes' if why is None else 'no: ' + why}")
-    lines.append(f"inputs   {' '.join(used(dag))}   path length {len(dag)}")
-    if why is None:
+    lines = [f"formula  {formula(dag)}"]
+    for step, ((op, *args), type_) in enumerate(itertools.zip_longest(dag, step_types(dag)), 1):
+        operands = ", ".join(INPUTS[a] if a < 4 else f"step {a - 3}" for a in args)
+        lines.append(f"  step {step:<2} {_axes(type_) if type_ else '?'}  {op}({operands})")
+    lines += [f"legal    {'no: ' + why if why else 'yes'}",
+              f"inputs   {' '.join(used(dag))}   path length {len(dag)}"]
+    if not why:
         lines.append(f"cost     {flops(dag, 128, 64):,} FLOPs a head at n = 128, d_h = 64")
     return "\n".join(lines)
 

@@ -1,11 +1,11 @@
 """Bi-branch weight sharing, BIWS (paper Sec. 3.2, Fig. 3): one super-net lends its weights to every candidate.
 
 Training each candidate from scratch would cost most of a search. So a super-net keeps, for every layer, one set of
-weights for each thing the layer may become: an attention branch with all four inputs and a convolution branch with the
-65-tap kernel. A candidate starts from copies of the slots it uses, trains for a short while, and gives them back.
+weights for each thing the layer may become: an attention branch with all four inputs and a convolution branch with
+the 65-tap kernel. A candidate starts from copies of the slots it uses, trains for a short while, and gives them back.
 
     slot    a named tensor of the super-net; a candidate's parameter of that name is a copy of it, or of its centre
-    round   candidates that start from the same super-net; after it they write back, worst first, so that the best wins
+    round   candidates that start from the same super-net and then write back, worst first, so that the best wins
     chain   65 -> 31 -> 15 -> 9 -> 7 -> 5 -> 3: a smaller kernel is T times the centre of the next larger one
 
     python supernet.py                               # who shares what with whom
@@ -27,7 +27,8 @@ SHARING = (  # part of a parameter's name: who holds the same slot. The first th
     (".attention.inputs.", "attention layers here that read this input (Q, K, V or P)"),
     (".attention.", "attention layers here: W_O and the LayerNorm behind"),
     (".convolution.kernel", "convolutions here: all 65 taps, or the centre 31 that smaller kernels are made of"),
-    (".convolution.transforms.", "convolutions here with this kernel or a smaller one: the matrix T on the way to it"),
+    (".convolution.transforms.",
+     "convolutions here with this kernel or a smaller one: the matrix T on the way to it"),
     (".convolution.", "convolutions here: GLU linear, out linear and the LayerNorm behind"),
     (".feedforward.", "both branches here: the feed-forward part and its LayerNorm"),
     ("", "every candidate: embeddings, pooler, MLM and NSP heads"),
@@ -35,16 +36,15 @@ SHARING = (  # part of a parameter's name: who holds the same slot. The first th
 
 
 def window(slot, shape):
-    """The part of a slot that a parameter of this shape stands for: the centre taps of a kernel, else all of it. A view."""
+    """A view of the part of a slot that a parameter of this shape stands for: a kernel's centre taps, else all."""
     start = (slot.shape[-1] - shape[-1]) // 2
     return slot[..., start:start + shape[-1]]
-
 
 
 class SuperNet:
     """The largest candidate in both branches, as a dict of slots: name -> tensor.
 
-    It is no module and has no forward pass: nothing is ever "active" in it, and no candidate's optimizer state enters it.
+    No module and no forward pass: nothing is ever "active" in it, and no candidate's optimizer state enters it.
     """
 
     def __init__(self, config, seed=0, slots=None):
@@ -77,10 +77,10 @@ class SuperNet:
 
 
 def write_order(scores):
-    """Indices of a round's children in the order they write back: ascending score, so the best that holds a slot wins it.
+    """Indices of a round's children as they write back: ascending score, so the best that holds a slot wins it.
 
-    Ties: the earlier child wins. CHOICE: the paper only says "updated after each round". The mean of the children, or one
-    after another in order of training, left a worse super-net: one collapsed child poisons the rest.
+    Ties: the earlier child wins. CHOICE: the paper only says "updated after each round". The mean of the children, or
+    one after another in order of training, left a worse super-net: one collapsed child poisons the rest.
     Example: [0.5, 0.7, 0.5] -> [2, 0, 1]
     """
     return sorted(range(len(scores)), key=lambda i: (scores[i], -i))
@@ -96,8 +96,8 @@ def compare(config, backbones):
     rows = []
     for part, who in SHARING:
         names = [name for name in net.slots if next(p for p, _ in SHARING if p in name) == part]
-        size = sum(net.slots[name].numel() for name in names)
-        rows.append((who, len(names), size, [sum(child[name].numel() for name in names if name in child) for child in held]))
+        size, *sizes = (sum(w[name].numel() for name in names if name in w) for w in (net.slots, *held))
+        rows.append((who, len(names), size, sizes))
     return rows
 
 
@@ -108,17 +108,14 @@ def main(argv=None):
     parser.add_argument("--size", choices=autobert.SIZES, default="toy")
     args = parser.parse_args(argv)
     config = autobert.SIZES[args.size]
-    backbones = []
-    for name in args.backbone:
-        backbone = autobert.load_backbone(name)
-        backbone = autobert.at_depth(backbone, config.layers) if name in autobert.BACKBONES else backbone
-        backbones.append(autobert.check_backbone(backbone, config.layers, name))
-    rows = compare(config, backbones)
-    print(f"A super-net of {config.layers} layers, d {config.hidden}: parameters by who shares a slot, and how many each holds\n")
+    backbones = [autobert.load_backbone(name, config.layers) for name in args.backbone]
+    rows = [(who, [size, *held]) for who, _, size, held in compare(config, backbones)]
+    rows.append(("all", map(sum, zip(*(counts for _, counts in rows)))))
+    print(f"A super-net of {config.layers} layers, d {config.hidden}: "
+          "parameters by who shares a slot, and how many each holds\n")
     print("  " + "".join(f"{title:>13}" for title in ("super-net", *(name[-13:] for name in args.backbone))))
-    for who, _, size, held in rows:
-        print("  " + "".join(f"{count:>13,}" for count in (size, *held)) + f"   {who}")
-    print("  " + "".join(f"{sum(column):>13,}" for column in zip(*([size, *held] for _, _, size, held in rows))) + "   all")
+    for who, counts in rows:
+        print("  " + "".join(f"{count:>13,}" for count in counts) + f"   {who}")
     print("\nlayer by layer")
     for number, genes in enumerate(zip(*backbones), 1):
         print(f"  L{number}  " + "  |  ".join(genes))

@@ -1,6 +1,7 @@
-"""The specification as tests, in the order of the files: ops, data, autobert, supernet, glue, opnas, command lines, README.
+"""The specification as tests, in the order of the files, then whole runs, command lines and README.
 
-Every hand-written part has an oracle that shares no code with it: torch's own modules, a naive loop, numbers worked by hand.
+Every hand-written part has an oracle that shares no code with it: torch's own modules, a naive loop, numbers worked
+by hand.
 
     python -m pytest -q test_all.py
 """
@@ -37,12 +38,18 @@ from data import UserError
 
 torch.set_num_threads(1)
 HERE = Path(__file__).resolve().parent
-TINY = autobert.ModelConfig(layers=2, hidden=16, heads=2, embedding=16, vocab=50, positions=32, dropout=0.0, init_std=0.2)
+SCRIPTS = {module.__name__: module for module in (ops, data, autobert, supernet, glue, opnas)}
+TINY = autobert.ModelConfig(2, 16, 2, 16, vocab=50, positions=32, dropout=0.0, init_std=0.2)
 BERT = ops.ATTENTIONS["bert"]
 
 
 def gaussian(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def copies(tensors):
+    """A dict of tensors as it is now."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 @pytest.fixture(scope="session")
@@ -83,8 +90,8 @@ def test_every_op_computes_its_definition():
     ("neg", ("dn",), "dn"), ("transpose", ("nd",), "dn"), ("transpose", ("nn",), "nn"), ("softmax", ("dd",), "dd"),
     ("add", ("nd", "nd"), "nd"), ("add", ("nd", "dn"), None), ("add", ("nn", "dd"), None),
     ("matmul", ("nd", "dn"), "nn"), ("matmul", ("dn", "nd"), "dd"), ("matmul", ("nd", "nd"), None),
-    ("matmul", ("nn", "nd"), "nd"), ("cos", ("nd", "nd"), "nn"), ("cos", ("nd", "dd"), "nd"), ("cos", ("nd", "dn"), None),
-    ("dist", ("dn", "nn"), "dn"), ("dist", ("nn", "dn"), "nd")])
+    ("matmul", ("nn", "nd"), "nd"), ("cos", ("nd", "nd"), "nn"), ("cos", ("nd", "dd"), "nd"),
+    ("cos", ("nd", "dn"), None), ("dist", ("dn", "nn"), "dn"), ("dist", ("nn", "dn"), "nd")])
 def test_type_rules(op, operands, result):
     assert ops.OPS[op].type(*operands) == result
 
@@ -145,7 +152,8 @@ def test_formula_and_graph_are_one_notation():
 
 
 def row_softmax(x):
-    return np.exp(x - x.max(-1, keepdims=True)) / np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
 
 
 def unit_rows(x):
@@ -174,10 +182,10 @@ def test_a_formula_means_what_python_computes():
                                    err_msg=ops.formula(dag))
 
 
-@pytest.mark.parametrize("text", ["", "Q", "Q +", "foo(Q)", "a = Q", "Q * K", "Q.x", "1", "x", "T(Q, K)", "T()", "cos(Q)",
-                                  "Q = K; Q @ T(K) @ K", "a = -Q; a = -K; a", "(" * 300 + "Q" + ")" * 300, "-" * 5000 + "Q",
-                                  "\0", "import os", "T(*Q)", "a = b = -Q; a", "+Q", "T(x=Q)", "Q if K else V", "Q\n;", "é(Q)",
-                                  "-" * 201 + "Q", "a.b = Q; Q", "-Q; -K"])
+@pytest.mark.parametrize("text", [
+    "", "Q", "Q +", "foo(Q)", "a = Q", "Q * K", "Q.x", "1", "x", "T(Q, K)", "T()", "cos(Q)", "Q = K; Q @ T(K) @ K",
+    "a = -Q; a = -K; a", "(" * 300 + "Q" + ")" * 300, "-" * 5000 + "Q", "\0", "import os", "T(*Q)", "a = b = -Q; a",
+    "+Q", "T(x=Q)", "Q if K else V", "Q\n;", "é(Q)", "-" * 201 + "Q", "a.b = Q; Q", "-Q; -K"])
 def test_malformed_text_raises_one_clear_error(text):
     with pytest.raises(ValueError, match="formula"):
         ops.parse(text)
@@ -194,11 +202,10 @@ def test_shared_nodes_do_not_blow_up():
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_bert_is_scaled_dot_product_attention(padded):
-    q, k, v = gaussian(3, 2, 4, 7, 8)
-    mask = torch.tensor([[True] * 7, [True] * 4 + [False] * 3, [True] + [False] * 6, [True] * 6 + [False]]) if padded else None
-    ours = ops.evaluate(ops.parse(BERT), (*(x.transpose(0, 1) for x in (q, k, v)), None), mask)
-    theirs = F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in (q, k, v)),
-                                            attn_mask=mask[:, None, None, :] if padded else None)
+    q, k, v = gaussian(3, 4, 2, 7, 8)
+    mask = torch.arange(7) < torch.tensor([[7], [4], [1], [6]]) if padded else None
+    ours = ops.evaluate(ops.parse(BERT), (q, k, v, None), mask)
+    theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :] if padded else None)
     torch.testing.assert_close(ours, theirs)
 
 
@@ -234,7 +241,7 @@ def test_dropout_falls_on_softmaxes_of_type_nn_only():
 
 @pytest.mark.parametrize("n, d_h", [(6, 4), (4, 4)])  # n == d_h: types must be symbolic
 def test_padding_never_changes_real_tokens(n, d_h):
-    """Three real tokens alone, and with n - 3 padded positions of any content behind them, for random legal graphs."""
+    """Three real tokens alone, and before n - 3 padded positions of any content, for random legal graphs."""
     rng = random.Random(n)
     for trial in range(300):
         dag = ops.random_dag(rng)
@@ -249,7 +256,8 @@ def test_a_mask_in_the_softmax_alone_would_leak():
     """The property above can fail: without the padding rule the sums over tokens see the padding."""
     x = gaussian(3, 1, 1, 4, 2)
     dag, mask = ops.parse("Q @ (T(K) @ V)"), torch.tensor([[True, True, False, False]])
-    assert not torch.allclose(ops.evaluate(dag, (*x, None))[..., :2, :], ops.evaluate(dag, (*x, None), mask)[..., :2, :])
+    seen, hidden = ops.evaluate(dag, (*x, None)), ops.evaluate(dag, (*x, None), mask)
+    assert not torch.allclose(seen[..., :2, :], hidden[..., :2, :])
 
 
 def test_a_row_without_a_real_token_stays_finite():
@@ -383,7 +391,8 @@ def test_masking_is_80_10_10_of_15_percent_and_never_special():
         ids = [data.CLS, *rng.integers(5, 1000, 20), data.SEP, *rng.integers(5, 1000, 16), data.SEP, data.PAD]
         masked, positions, targets = data.mask_tokens(ids, 1000, rng)
         assert len(positions) == len(set(positions.tolist())) == round(0.15 * 39)
-        assert [ids[p] for p in positions] == targets.tolist() and min(targets) >= 5 and min(masked[positions]) >= data.MASK
+        assert [ids[p] for p in positions] == targets.tolist()
+        assert min(targets) >= 5 and min(masked[positions]) >= data.MASK
         assert all(masked[i] == ids[i] for i in range(40) if i not in positions)
         for p in positions:
             kinds["mask" if masked[p] == data.MASK else "kept" if masked[p] == ids[p] else "random"] += 1
@@ -415,7 +424,8 @@ def test_packing_cuts_the_longer_side_at_its_end():
     assert data.pack([10, 11, 12], [20], 6) == ([data.CLS, 10, 11, data.SEP, 20, data.SEP], [0, 0, 0, 0, 1, 1])
     assert data.pack([10, 11, 12], None, 4) == ([data.CLS, 10, 11, data.SEP], [0] * 4)
     batch = data.collate([([1, 2, 3], [0, 0, 1]), ([4], [0])])
-    assert batch["ids"].tolist() == [[1, 2, 3], [4, 0, 0]] and batch["mask"].tolist() == [[True] * 3, [True, False, False]]
+    assert batch["ids"].tolist() == [[1, 2, 3], [4, 0, 0]]
+    assert batch["mask"].tolist() == [[True] * 3, [True, False, False]]
 
 
 # ---- data.py: the toy language ----
@@ -437,18 +447,14 @@ def test_toy_tasks_share_no_row_and_leak_nothing_through_length(toy, tokenizer, 
     assert all(not texts["train"] & texts[split] for split in task.dev)
     assert all(label is None for _, _, label in glue.read_task(toy / "glue", task, "test"))
     train, dev = glue.load_task(toy / "glue", task, tokenizer, 40)
-    labels = train.labels if task.labels else (train.labels > 2.5).astype(int)
-    assert max(Counter(labels.tolist()).values()) < 0.75 * len(labels)
-    gold = dev["dev"].labels if task.labels else (dev["dev"].labels > 2.5).astype(int)
+    labels, gold = (part.labels if task.labels else (part.labels > 2.5).astype(int) for part in (train, dev["dev"]))
+    lengths, asked = ([tuple(np.bincount(s, minlength=2)) for _, s in part.rows] for part in (train, dev["dev"]))
+    (most, count), = Counter(labels.tolist()).most_common(1)
+    assert count < 0.75 * len(labels)
     by_length = {}  # the best guess from the two lengths alone, learned on train
-    for part in ("train", "dev"):
-        rows = (train if part == "train" else dev["dev"]).rows
-        lengths = [(int((s == 0).sum()), int((s == 1).sum())) for _, s in rows]
-        if part == "train":
-            for key, label in zip(lengths, labels):
-                by_length.setdefault(key, Counter())[int(label)] += 1
-    most = Counter(labels.tolist()).most_common(1)[0][0]
-    guess = np.array([by_length[key].most_common(1)[0][0] if key in by_length else most for key in lengths])
+    for key, label in zip(lengths, labels):
+        by_length.setdefault(key, Counter())[int(label)] += 1
+    guess = np.array([by_length[key].most_common(1)[0][0] if key in by_length else most for key in asked])
     assert (guess == gold).mean() < max(Counter(gold.tolist()).values()) / len(gold) + 0.1
 
 
@@ -567,10 +573,10 @@ def numpy_model(model, ids, segments):
         return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
     def attention(x, at, formula):
-        heads, d_h = config.heads, config.hidden // config.heads
-        inputs = {x_: linear(x, f"{at}.inputs.{x_}") for x_ in "QKVP" if f"{at}.inputs.{x_}.weight" in w}
-        return np.concatenate([python_formula(formula, {k: v[:, h * d_h:(h + 1) * d_h] for k, v in inputs.items()}, d_h)
-                               for h in range(heads)], -1)
+        heads, d_h = range(config.heads), config.hidden // config.heads
+        inputs = {k: linear(x, f"{at}.inputs.{k}") for k in "QKVP" if f"{at}.inputs.{k}.weight" in w}
+        parts = [{k: v[:, h * d_h:(h + 1) * d_h] for k, v in inputs.items()} for h in heads]
+        return np.concatenate([python_formula(formula, part, d_h) for part in parts], -1)
 
     def convolution(x, at):
         a, b = np.split(linear(x, at + ".glu"), 2, -1)
@@ -651,7 +657,7 @@ def test_the_loss_is_mean_mlm_over_masked_plus_mean_nsp():
 
 
 @pytest.mark.parametrize("size, backbone, total, att, flops", [
-    # millions of parameters, FLOPs at n = 128; where the paper prints them: 110M 21.3M 2.9e10, 104M 15.4M, 16.5M, 318M
+    # millions of parameters, FLOPs at n = 128; the paper prints 110M 21.3M 2.9e10, 104M 15.4M, 16.5M, 318M
     ("base", "bert", 109.5, 21.26, 2.86e10), ("base", "autobert-zero", 103.6, 15.36, 2.68e10),
     ("base", "att-only", 104.8, 16.54, None), ("small", "autobert-zero", 12.9, None, 3.41e9),
     ("small", "bert", 13.5, None, 3.68e9), ("large", "bert", 335.1, None, 8.75e10),
@@ -719,8 +725,8 @@ def test_a_checkpoint_holds_all_that_is_needed(tmp_path, tokenizer):
 
 
 def test_broken_checkpoints_are_one_clear_error(tmp_path, tokenizer):
-    path = tmp_path / "m.pt"
-    autobert.save_checkpoint(path, autobert.Pretraining(replace(TINY, vocab=tokenizer.vocab_size), (BERT, BERT)), tokenizer)
+    path, model = tmp_path / "m.pt", autobert.Pretraining(replace(TINY, vocab=tokenizer.vocab_size), (BERT, BERT))
+    autobert.save_checkpoint(path, model, tokenizer)
     whole = path.read_bytes()
     for content in (b"", whole[:1000], whole[:-100], b"PK" + whole[2:500], b"text"):
         path.write_bytes(content)
@@ -756,7 +762,7 @@ def test_a_child_is_a_copy_of_its_slots():
             assert p.shape == (2, 31) and torch.equal(p, slot[:, 17:48])  # 17 + 31 + 17 = 65
         else:
             assert torch.equal(p, slot), name
-    before = {name: slot.clone() for name, slot in net.slots.items()}
+    before = copies(net.slots)
     perturbed(child, 1.0)
     assert all(torch.equal(before[name], net.slots[name]) for name in before)  # a copy, not a view
 
@@ -780,7 +786,7 @@ def test_small_kernels_are_transformed_centres():
 
 def test_absorbing_one_branch_leaves_the_other():
     net = supernet.SuperNet(TINY)
-    before = {name: slot.clone() for name, slot in net.slots.items()}
+    before = copies(net.slots)
     net.absorb(perturbed(net.child(("conv 65", "conv 65")), 1.0), ("conv 65", "conv 65"))
     for name, slot in net.slots.items():
         touched = ".attention." not in name and "transforms" not in name
@@ -789,7 +795,7 @@ def test_absorbing_one_branch_leaves_the_other():
 
 def test_absorbing_writes_only_what_the_child_holds():
     net = supernet.SuperNet(TINY)
-    before = {name: slot.clone() for name, slot in net.slots.items()}
+    before = copies(net.slots)
     child = perturbed(net.child(MIXED), 1.0)
     net.absorb(child, MIXED)
     kernel, old = (slots["encoder.layers.0.convolution.kernel"] for slots in (net.slots, before))
@@ -837,7 +843,8 @@ def test_metrics_by_hand():
     assert glue.matthews(gold, said) == pytest.approx((2 * 3 - 1 * 2) / math.sqrt(3 * 4 * 4 * 5))
     assert glue.f1([1, 1, 0], [1, 0, 0]) == glue.f1([1, 0, 0], [1, 1, 0]) == pytest.approx(2 / 3)  # symmetric
     assert glue.pearson([1, 2, 3], [2, 4, 7]) == pytest.approx(5 / math.sqrt(2 * 38 / 3))
-    assert glue.spearman([10, 20, 20, 40], [1, 3, 2, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))  # ranks 1 2.5 2.5 4
+    # ranks 1 2.5 2.5 4
+    assert glue.spearman([10, 20, 20, 40], [1, 3, 2, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
 
 
 def test_kendall_counts_pairs():
@@ -872,7 +879,8 @@ def write_rows(path, *rows, header="index\tsentence1\tsentence2\tlabel"):
 
 
 def test_rows_are_split_at_tabs_and_line_feeds_only(tmp_path):
-    write_rows(tmp_path / "RTE/train.tsv", '0\t"He said.\tYes\u2028no\x85.\tentailment', '1\ta "b"\tc"\tnot_entailment\r')
+    write_rows(tmp_path / "RTE/train.tsv",
+               '0\t"He said.\tYes\u2028no\x85.\tentailment', '1\ta "b"\tc"\tnot_entailment\r')
     assert glue.read_task(tmp_path, "RTE", "train") == [('"He said.', "Yes\u2028no\x85.", 0), ('a "b"', 'c"', 1)]
     (tmp_path / "RTE/train.tsv").write_bytes(b"\xef\xbb\xbfindex\ta\tb\tlabel\r\n0\tx\ty\tentailment\r\n")
     assert glue.read_task(tmp_path, "RTE", "train") == [("x", "y", 0)]
@@ -899,7 +907,8 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, task, row, says):
 
 def test_a_short_qqp_training_row_is_skipped_and_counted_a_dev_row_never(tmp_path, capsys):
     for split in ("train", "dev"):
-        write_rows(tmp_path / f"QQP/{split}.tsv", "0\t1\t2\ta\tb\t1", "1\t1\t2\ta", header="id\tqid1\tqid2\tq1\tq2\tdup")
+        write_rows(tmp_path / f"QQP/{split}.tsv",
+                   "0\t1\t2\ta\tb\t1", "1\t1\t2\ta", header="id\tqid1\tqid2\tq1\tq2\tdup")
     assert glue.read_task(tmp_path, "QQP", "train") == [("a", "b", 1)]
     assert "short_rows_skipped=1" in capsys.readouterr().err
     with pytest.raises(UserError, match="dev.tsv:3"):
@@ -919,11 +928,11 @@ def test_finetuning_learns_repeats_itself_and_leaves_the_encoder_alone():
     """A task of one word: label 1 if token 7 stands in the row."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 120)
-    rows = [tuple(map(np.int32, data.pack([*rng.integers(8, 50, 4), 7 if label else 8], None, 12))) for label in labels]
-    train = glue.Encoded(rows, labels.astype(np.int64))
+    texts = [[*rng.integers(8, 50, 4), 7 if label else 8] for label in labels]
+    train = glue.Encoded([tuple(map(np.int32, data.pack(text, None, 12))) for text in texts], labels.astype(np.int64))
     with autobert.seeded(0):
         encoder = autobert.AutoBert(TINY, ("conv 3", BERT))
-    before = {name: p.clone() for name, p in encoder.state_dict().items()}
+    before = copies(encoder.state_dict())
     settings = glue.FinetuneSettings(epochs=8, lr=5e-3)
     results = []
     for noise in (1, 2):
@@ -949,8 +958,8 @@ def test_answers_are_normalised_as_squad_does(text, normal):
 
 def test_squad_scores_by_hand():
     dataset = [{"paragraphs": [{"context": "c", "qas": [
-        {"id": "1", "question": "q", "answers": [{"text": "Anna Brown", "answer_start": 0}, {"text": "Brown", "answer_start": 5}]},
-        {"id": "2", "question": "q", "answers": [{"text": "the red hen", "answer_start": 0}]}]}]}]
+        {"id": name, "question": "q", "answers": [{"text": text, "answer_start": 0} for text in texts]}
+        for name, texts in (("1", ("Anna Brown", "Brown")), ("2", ("the red hen",)))]}]}]
     scores = glue.squad_scores(dataset, {"1": "brown.", "2": "red cow"})
     assert scores["exact"] == 50.0 and scores["f1"] == pytest.approx(100 * (1 + 0.5) / 2)  # f1 of 2: 1 of 2, 1 of 2
 
@@ -1069,7 +1078,8 @@ def test_every_kind_of_edit_reaches_its_neighbours():
         if child and ops.why_illegal(ops.canonical(child)) is None:
             reached.add(ops.formula(ops.canonical(child)))
     assert {k: round(v / 3000, 1) for k, v in lengths.items()} == {0: 0.6, 1: 0.2, -1: 0.2}
-    assert {"softmax(scale(Q @ T(K))) @ K", "softmax(Q @ T(K)) @ V", "softsign(softmax(scale(Q @ T(K))) @ V)"} <= reached
+    assert reached >= {"softmax(scale(Q @ T(K))) @ K", "softmax(Q @ T(K)) @ V",
+                       "softsign(softmax(scale(Q @ T(K))) @ V)"}
 
 
 def test_new_ops_and_kernels_come_from_the_tables():
@@ -1143,7 +1153,8 @@ def test_what_the_probe_turns_away_is_replaced_and_counted():
 
 
 def test_a_probe_that_turns_everything_away_does_not_hang_the_search():
-    history = opnas.evolve(replace(SETTINGS, population=6, rounds=1), 4, pretend(convolutions), lambda candidate: "collapsed")
+    settings = replace(SETTINGS, population=6, rounds=1)
+    history = opnas.evolve(settings, 4, pretend(convolutions), lambda candidate: "collapsed")
     assert Counter(c.reason for c in history) == {"collapsed": 12 * 99, "": 12}
 
 
@@ -1154,7 +1165,8 @@ def test_rejected_candidates_are_no_parents_and_a_search_survives_them():
     history = opnas.evolve(SETTINGS, 4, fitness)
     by_number = {c.number: c for c in history}
     assert all(by_number[c.parent].score is not None for c in history if c.parent is not None)
-    assert len(history) == 46 and by_number[10].parent is None and by_number[16].parent == 12  # first nobody to mutate
+    assert len(history) == 46
+    assert by_number[10].parent is None and by_number[16].parent == 12  # at first there is nobody to mutate
 
 
 def test_a_log_line_reads_back_exactly():
@@ -1166,16 +1178,32 @@ def test_a_log_line_reads_back_exactly():
 
 # ---- The whole: a run, its folder, resuming ----
 
-SMALL_RUN = ("--population 4 --parents 1 --children 2 --rounds 2 --rows 48 --steps 15 --final-steps 15 --epochs 1 --least-gain=-9 "
-             "--vocab 300 --tasks CoLA,STS-B --device cpu").split()
+SMALL_RUN = ("--population 4 --parents 1 --children 2 --rounds 2 --rows 48 --steps 15 --final-steps 15 --epochs 1 "
+             "--least-gain=-9 --vocab 300 --tasks CoLA,STS-B --device cpu").split()
 
 
-def command(*arguments, **options):
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=HERE, capture_output=True, text=True, timeout=300, **options)
+def command(*arguments):
+    """A script run to its end."""
+    line = [sys.executable, *map(str, arguments)]
+    return subprocess.run(line, cwd=HERE, capture_output=True, text=True, timeout=300)
 
 
-def search(toy, out, *more):
-    return command("opnas.py", "--corpus", toy / "held-out.txt", "--glue", toy / "glue", "--out", out, *SMALL_RUN, *more)
+def search(toy, run, workers):
+    """The arguments of a small search."""
+    return ["opnas.py", "--corpus", f"{toy}/held-out.txt", "--glue", f"{toy}/glue", "--out", str(run), *SMALL_RUN,
+            "--workers", str(workers)]
+
+
+def interrupted(toy, run, workers, candidates, number):
+    """(exit code, stderr) of a small search that got a signal once so many candidates were logged."""
+    process = subprocess.Popen([sys.executable, *search(toy, run, workers)], cwd=HERE, text=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    log = run / "candidates.tsv"
+    while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > candidates):
+        time.sleep(0.02)
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1]
+    return process.returncode, error
 
 
 def outcome(run):
@@ -1183,25 +1211,25 @@ def outcome(run):
     lines = [re.sub(r"\t\d+\.\d\d\t", "\t", line) for line in (run / "candidates.tsv").read_text().splitlines()]
     slots = autobert.load_tensors(run / "supernet.pt")["slots"]
     best = autobert.load_tensors(run / "best.pt")["state"]
-    return (lines, (run / "finals.json").read_text(), (run / "best.json").read_text(), (run / "table.txt").read_text(),
-            {name: slot.numpy().tobytes() for name, slot in [*slots.items(), *best.items()]})
+    return (lines, *((run / name).read_text() for name in ("finals.json", "best.json", "table.txt")),
+            {name: tensor.numpy().tobytes() for name, tensor in [*slots.items(), *best.items()]})
 
 
 @pytest.fixture(scope="session")
 def finished(toy, tmp_path_factory):
     """A small search from text files to its table, by two workers."""
     run = tmp_path_factory.mktemp("runs") / "two"
-    result = search(toy, run, "--workers", 2)
+    result = command(*search(toy, run, workers=2))
     assert result.returncode == 0, result.stderr
     return run, result
 
 
 def test_a_search_goes_from_text_to_a_table(finished):
     run, result = finished
-    assert len(re.findall(r"^cand=\d+ round=\d parent=\S+ score=0\.\d+ best=0\.\d+ rejected=\d+ ppl=\S+ \S+s \| L\d", result.stdout,
-                          re.M)) == 8
-    assert {p.name for p in run.iterdir()} >= {"settings.json", "candidates.tsv", "best.json", "best.pt", "tokenizer.model",
-                                               "supernet.pt", "table.txt"}
+    progress = r"^cand=\d+ round=\d parent=\S+ score=0\.\d+ best=0\.\d+ rejected=\d+ ppl=\S+ \S+s \| L\d"
+    assert len(re.findall(progress, result.stdout, re.M)) == 8
+    assert {p.name for p in run.iterdir()} >= {"settings.json", "candidates.tsv", "best.json", "best.pt",
+                                               "tokenizer.model", "supernet.pt", "table.txt"}
     settings = json.loads((run / "settings.json").read_text())
     assert settings["settings"]["steps"] == 15 and settings["settings"]["seed"] == 0 and settings["versions"]["torch"]
     table = (run / "table.txt").read_text()
@@ -1212,19 +1240,13 @@ def test_a_search_goes_from_text_to_a_table(finished):
 
 
 def test_any_number_of_workers_gives_the_same_result(finished, toy, tmp_path):
-    assert search(toy, tmp_path / "one", "--workers", 1).returncode == 0
+    assert command(*search(toy, tmp_path / "one", workers=1)).returncode == 0
     assert outcome(tmp_path / "one") == outcome(finished[0])
 
 
 def test_a_killed_run_resumes_to_the_same_result(finished, toy, tmp_path):
-    run = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "opnas.py", "--corpus", toy / "held-out.txt", "--glue", toy / "glue", "--out", run,
-                                *SMALL_RUN, "--workers", "1"], cwd=HERE, stdout=subprocess.DEVNULL)
-    log = run / "candidates.tsv"
-    while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= 5):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    run, log = tmp_path / "killed", tmp_path / "killed/candidates.tsv"
+    assert interrupted(toy, run, 1, 4, signal.SIGKILL)[0] == -signal.SIGKILL
     assert not (run / "table.txt").exists()
     log.write_text(log.read_text() + "9\t9\tcut short")  # as by a crash in the middle of a write
     result = command("opnas.py", "resume", run, "--workers", 2)
@@ -1234,14 +1256,8 @@ def test_a_killed_run_resumes_to_the_same_result(finished, toy, tmp_path):
 
 def test_ctrl_c_says_how_to_go_on(toy, tmp_path):
     run = tmp_path / "stopped"
-    process = subprocess.Popen([sys.executable, "opnas.py", "--corpus", toy / "held-out.txt", "--glue", toy / "glue", "--out", run,
-                                *SMALL_RUN, "--workers", "2"], cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    log = run / "candidates.tsv"
-    while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= 2):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    error = process.communicate(timeout=60)[1]
-    assert process.returncode == 2 and len(error.splitlines()) == 1 and f"opnas.py resume {run}" in error
+    code, error = interrupted(toy, run, 2, 1, signal.SIGINT)
+    assert code == 2 and len(error.splitlines()) == 1 and f"opnas.py resume {run}" in error
 
 
 def test_the_default_is_the_toy_language_at_no_less_than_24_candidates():
@@ -1261,12 +1277,17 @@ def test_the_default_is_the_toy_language_at_no_less_than_24_candidates():
     ("opnas.py --size huge", "'huge'"),
     ("opnas.py --preset huge", "'huge'"),
     ("opnas.py --device tpu9", "'tpu9'"),
-    ("opnas.py --population 0", "--population 0"),
+    ("opnas.py --population 0", "--population: '0', expected an integer from 1"),
+    ("opnas.py --lr nan", "--lr: 'nan'"),
+    ("autobert.py pretrain --corpus {toy}/held-out.txt --batch 0", "--batch: '0'"),
+    ("autobert.py pretrain --corpus {toy}/held-out.txt --out {here}/no/m.pt", "not there"),
+    ("autobert.py pretrain --corpus {toy}/held-out.txt --vocab 300 --steps 30 --lr 1e30", "non-finite"),
+    ("glue.py pays --steps 0", "--steps: '0'"),
     ("opnas.py --steps many", "'many'"),
     ("opnas.py --n 9999", "--n 9999"),
     ("opnas.py --vocab 99999", "99999"),
     ("opnas.py --select both", "'both'"),
-    ("opnas.py --workers 0", "--workers 0"),
+    ("opnas.py --workers 0", "--workers: '0'"),
     ("opnas.py --out {here}", "exists"),
     ("opnas.py --out {here} --overwrite", "exists"),
     ("opnas.py --corpus {here}/none.txt --glue {toy}/glue --tasks CoLA", "none.txt"),
@@ -1296,27 +1317,76 @@ def test_the_default_is_the_toy_language_at_no_less_than_24_candidates():
 def test_bad_input_is_one_line_and_exit_code_2(arguments, says, toy, tmp_path, capsys, monkeypatch):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "one.txt").write_text("One two three four.\nFive six seven eight nine ten.\n")
-    bert = [BERT]
-    for name, content in (("foreign", {"layers": 3}), ("short", {"backbone": ["conv 3"] * 2}),
-                          ("kernel", {"backbone": ["conv 3", "conv 4", "conv 3", "conv 3"]}),
-                          ("broken", {"backbone": ["softmax(Q"] + bert * 3}), ("illegal", {"backbone": ["Q @ K"] + bert * 3})):
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "foreign.json").write_text('{"layers": 3}')
+    for name, first in (("short", []), ("kernel", ["conv 3", "conv 4"]), ("broken", ["softmax(Q", BERT]),
+                        ("illegal", ["Q @ K", BERT])):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"backbone": [*first, BERT, "conv 3"]}))
     before = sorted(p.name for p in tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
     script, *rest = shlex.split(arguments.format(here=tmp_path, toy=toy))
-    module = {"ops.py": ops, "data.py": data, "autobert.py": autobert, "supernet.py": supernet, "glue.py": glue, "opnas.py": opnas}
     if script == "ops.py":
         assert ops.main(rest) == 2
     else:
         with pytest.raises(SystemExit) as stop:
-            data.run_cli(lambda: module[script].main(rest))
+            data.run_cli(lambda: SCRIPTS[script.removesuffix(".py")].main(rest))
         assert stop.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and says in lines[0], lines
     assert sorted(p.name for p in tmp_path.rglob("*") if p.name != "runs") == before
 
 
-@pytest.mark.parametrize("script", ["ops.py", "data.py", "autobert.py", "supernet.py", "glue.py", "opnas.py"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_teaches_by_help(script):
-    result = command(script, "--help")
+    result = command(f"{script}.py", "--help")
     assert result.returncode == 0 and "usage" in result.stdout and not result.stderr
+
+
+# ---- README ----
+
+README = (HERE / "README.md").read_text(encoding="utf-8") if (HERE / "README.md").exists() else ""
+
+
+def test_the_two_commands_are_what_ci_runs():
+    setup = "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && .venv/bin/python "
+    assert f"\n{setup}opnas.py\n" in README
+    assert f"\n{setup}-m pytest -q test_all.py\n" in README
+    assert f"\n{setup}-m pytest -q test_all.py\n" in (HERE / ".ci/run").read_text()
+
+
+def test_every_command_in_readme_parses(monkeypatch):
+    class Parsed(Exception):
+        pass
+    original = ops.argparse.ArgumentParser.parse_args
+
+    def parse(self, argv=None, namespace=None):
+        original(self, argv, namespace)
+        raise Parsed
+    monkeypatch.setattr(ops.argparse.ArgumentParser, "parse_args", parse)
+    commands = re.findall(r"^(?:.*`)?python (\w+)\.py([^`\n]*)", README, re.M)
+    assert len(commands) >= 10
+    for script, arguments in commands:
+        if "--help" not in arguments and "resume" not in arguments:
+            with pytest.raises(Parsed):
+                SCRIPTS[script].main(shlex.split(arguments))
+
+
+def test_every_name_in_readme_exists():
+    names = set(re.findall(rf"`({'|'.join(SCRIPTS)})\.(\w+)`", README))
+    assert len(names) >= 40
+    for module, name in names - {(module, "py") for module in SCRIPTS}:
+        assert hasattr(SCRIPTS[module], name), f"{module}.{name}"
+
+
+def test_readme_collects_every_choice_and_deviation():
+    for script in SCRIPTS:
+        text = (HERE / f"{script}.py").read_text(encoding="utf-8")
+        for tag in ("CHOICE", "DEVIATION"):
+            listed = re.findall(rf"^- `{script}\.py` {tag}: ", README, re.M)
+            assert len(listed) == len(re.findall(rf"\b{tag}: ", text)), f"{script}.py, {tag}"
+
+
+def test_readmes_figures_are_the_recorded_ones():
+    recorded = (HERE / "results/pays.tsv").read_text().splitlines()
+    for line in recorded[1:]:
+        name, *figures = line.split("\t")
+        assert re.search(rf"^{re.escape(name)}\s+" + r"\s+".join(map(re.escape, figures)) + "$", README, re.M), name
