@@ -429,6 +429,8 @@ def find_device(name="auto"):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        if name.split(":")[0] not in ("cpu", "cuda"):
+            raise RuntimeError("unknown")
         device = torch.device(name)
         torch.empty(0, device=device)
         return device
@@ -488,16 +490,7 @@ def held_out_loss(model, batches, count, device):
 
 def save_tensors(path, content):
     """torch.save beside `path`, then rename: a file is there whole or not at all."""
-    beside = f"{path}.{os.getpid()}.part"
-    try:
-        with open(beside, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(beside)
+    data.write_beside(path, lambda file: torch.save(content, file))
 
 
 def load_tensors(path, device="cpu"):
@@ -529,8 +522,11 @@ def load_checkpoint(path, device="cpu"):
         config = ModelConfig(**{key: value for key, value in content["config"].items() if key in known})
         model = Pretraining(config, content["backbone"]).to(device)
         model.load_state_dict(content["state"])
-        return model, data.Tokenizer(bytes(content["tokenizer"].cpu().numpy()))
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        tokenizer = data.Tokenizer(bytes(content["tokenizer"].cpu().numpy()))
+        if tokenizer.vocab_size != config.vocab:
+            raise ValueError(f"{tokenizer.vocab_size} pieces for a vocabulary of {config.vocab}")
+        return model, tokenizer
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise UserError(f"checkpoint {str(path)!r}: not a model of this program ({_brief(error)})") from None
 
 
@@ -557,7 +553,9 @@ def train(args):
     settings = replace(PRETRAIN[args.size], **{key: value for key, value in given.items() if value is not None})
     if os.path.exists(args.out) and not args.overwrite:
         raise UserError(f"--out {args.out!r} exists; give another or --overwrite")
-    if not os.access(os.path.dirname(args.out) or ".", os.W_OK):
+    if settings.n > SIZES[args.size].positions:
+        raise UserError(f"--n {settings.n}: size {args.size} has {SIZES[args.size].positions} positions")
+    if not args.out or not os.access(os.path.dirname(args.out) or ".", os.W_OK):
         raise UserError(f"--out {args.out!r}: its folder is not there, or not writable")
     tokenizer = data.Tokenizer.train(args.corpus, args.vocab or SIZES[args.size].vocab, settings.seed)
     config = replace(SIZES[args.size], vocab=tokenizer.vocab_size)
@@ -591,17 +589,17 @@ def main(argv=None):
     one = commands.add_parser("summary", help="parameters and FLOPs of backbones")
     one.add_argument("--size", nargs="+", choices=SIZES, default=["small", "base", "large"])
     one.add_argument("--backbone", nargs="+", default=list(BACKBONES), help="names or backbone files")
-    one.add_argument("--vocab", type=data.number(int, 1), help="default: 30,522, BERT's; toy 400")
-    one.add_argument("--n", type=data.number(int, 1), default=128, help="tokens a sequence")
+    one.add_argument("--vocab", type=data.number(int, 1, 10**7), help="default: 30,522, BERT's; toy 400")
+    one.add_argument("--n", type=data.number(int, 1, 10**7), default=128, help="tokens a sequence")
     one.set_defaults(run=summary)
     two = commands.add_parser("pretrain", help="MLM + NSP pre-training; writes a checkpoint")
     two.add_argument("--corpus", nargs="+", required=True,
                      help="text, .gz or .xz: a sentence a line, blank line between documents")
     two.add_argument("--backbone", default="autobert-zero", help="a name or a backbone file")
     two.add_argument("--size", choices=SIZES, default="toy")
-    two.add_argument("--vocab", type=data.number(int, 1), help="sentencepiece vocabulary; default: the size's")
+    two.add_argument("--vocab", type=data.number(int, 1, 10**7), help="sentencepiece vocabulary; default: the size's")
     for name, kind, least in (("steps", int, 1), ("batch", int, 1), ("n", int, 5), ("lr", float, 0), ("seed", int, 0)):
-        two.add_argument(f"--{name}", type=data.number(kind, least), help="default: the size's (Table 6)")
+        two.add_argument(f"--{name}", type=data.number(kind, least, data.SEEDS), help="default: the size's (Table 6)")
     two.add_argument("--device", default="auto")
     two.add_argument("--out", default="model.pt")
     two.add_argument("--overwrite", action="store_true")

@@ -50,13 +50,17 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def number(kind, least=-math.inf):
-    """For argparse: reads a finite int or float, at least `least`."""
+SEEDS = 2**32 - 1  # the largest seed that every generator takes
+
+
+def number(kind, least=-math.inf, most=math.inf):
+    """For argparse: reads a finite int or float from `least` to `most`."""
     def read(text):
         with contextlib.suppress(ValueError):
-            if least <= kind(text) < math.inf:
+            if least <= kind(text) <= most and abs(kind(text)) < math.inf:
                 return kind(text)
-        raise argparse.ArgumentTypeError(f"{text!r}, expected {'an integer' if kind is int else 'a number'} from {least}")
+        what = "an integer" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"{text!r}, expected {what} from {least}" + f" to {most}" * (most < math.inf))
     return read
 
 
@@ -82,18 +86,21 @@ def run_cli(main):
 
 
 def write_beside(path, content):
-    """Write str or bytes to a temporary neighbour of path, then rename it: never a half-written file."""
+    """Write str, bytes, or by content(file), to a temporary neighbour of path, then rename it: never a half-written file."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     neighbour = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(neighbour, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            content(file) if callable(content) else file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(neighbour, path)
+    except (OSError, RuntimeError) as error:  # torch.save raises the latter on a full disk
+        raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
     finally:
-        neighbour.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            neighbour.unlink(missing_ok=True)
 
 
 # ---- Reading documents ----
@@ -105,7 +112,7 @@ def read_lines(path):
     """Yield (line number, text) of a UTF-8 file, plain, .gz or .xz; UserError with file:line on bad bytes."""
     path, number = Path(path), 0
     if not path.is_file():
-        raise UserError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+        raise UserError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file, or not an ordinary one'}")
     try:
         with OPENERS.get(path.suffix, open)(path, "rb") as file:
             for number, line in enumerate(file, 1):  # subtle: bytes break at \n only, never at U+2028
@@ -138,7 +145,7 @@ def load_corpus(paths, tokenizer):
         if sentences:
             documents.append(sentences)
     if len(documents) < 2:
-        raise UserError(f"{paths}: one document; NSP needs at least two documents, with a blank line between them")
+        raise UserError(f"{' '.join(map(str, paths))}: one document; NSP needs at least two documents, with a blank line between them")
     return documents
 
 
@@ -187,17 +194,27 @@ class Tokenizer:
     @classmethod
     def train(cls, paths, vocab, seed=0):
         """Learn `vocab` pieces from corpus files; UserError if the text allows no vocabulary of that size."""
-        sentencepiece.set_random_generator_seed(seed % 2**32)  # it samples the sentences of a very large corpus
-        sentences, model = chain.from_iterable(read_documents(paths)), io.BytesIO()
+        sentencepiece.set_random_generator_seed(seed)  # it samples the sentences of a very large corpus
+        model, failed = io.BytesIO(), []
+
+        def sentences():  # subtle: sentencepiece would bury an error of its iterator, and Ctrl-C with it
+            try:
+                yield from chain.from_iterable(read_documents(paths))
+            except (UserError, KeyboardInterrupt) as error:
+                failed.append(error)
+
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=sentences, model_writer=model, vocab_size=vocab, model_type="bpe",
-                normalization_rule_name="nmt_nfkc_cf", num_threads=1, minloglevel=2, max_sentence_length=1 << 16,
+                sentence_iterator=sentences(), model_writer=model, vocab_size=vocab, model_type="bpe",
+                normalization_rule_name="nmt_nfkc_cf", num_threads=1, minloglevel=2, max_sentence_length=1 << 24,
                 input_sentence_size=1_000_000, shuffle_input_sentence=True, pad_id=PAD, unk_id=UNK, bos_id=-1,
                 eos_id=-1, control_symbols=SPECIAL[2:])  # control: text never becomes one of them
         except (RuntimeError, OSError, ValueError) as error:
-            reason = str(error).split("] ")[-1].strip() or "expected a positive number"  # without its source line
-            raise UserError(f"vocabulary of {vocab}: {reason}") from None
+            if not failed:
+                reason = str(error).split("] ")[-1].split(" Increase")[0].strip() or "not to be had from this text"
+                raise UserError(f"vocabulary of {vocab}: {reason}") from None
+        if failed:
+            raise failed[0]
         return cls(model.getvalue())
 
     @classmethod
@@ -631,14 +648,14 @@ def main(argv=None):
     toy.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
     one = commands.add_parser("show", help="follow two training pairs from raw text to arrays")
     one.add_argument("--corpus", nargs="+", help="text files, .gz and .xz too; the toy corpus if not given")
-    one.add_argument("--vocab", type=int, default=TOY_VOCAB, help="pieces of the tokenizer")
-    one.add_argument("--n", type=int, default=40, help="tokens of a pair")
+    one.add_argument("--vocab", type=number(int, 1, 10**7), default=TOY_VOCAB, help="pieces of the tokenizer")
+    one.add_argument("--n", type=number(int, 5, 10**5), default=40, help="tokens of a pair")
     for command in (toy, one):
-        command.add_argument("--seed", type=int, default=0, help="of everything random")
+        command.add_argument("--seed", type=number(int, 0, SEEDS), default=0, help="of everything random")
     args = parser.parse_args(argv)
     if args.command == "show":
         show(args.corpus, args.vocab, args.n, args.seed)
-    elif os.path.isdir(args.folder) and os.listdir(args.folder) and not args.overwrite:
+    elif os.path.isdir(args.folder or ".") and os.listdir(args.folder or ".") and not args.overwrite:
         raise UserError(f"{args.folder}: not empty; name a new folder or add --overwrite")
     else:
         print("wrote", write_toy(args.folder, args.seed))

@@ -394,6 +394,10 @@ def read_squad(path):
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: {type(error).__name__} {error}; expected SQuAD's JSON") from None
     for q in questions:
+        kinds = [(x, str) for x in (q.id, q.text, q.context, *(text for text, _ in q.answers))]
+        if not all(isinstance(x, kind) for x, kind in kinds + [(start, int) for _, start in q.answers]) \
+                or any(ord(c) >> 11 == 27 for x, _ in kinds for c in x):  # half a UTF-16 pair
+            raise UserError(f"{path}, question {q.id!r}: expected text, and numbers for answer_start")
         for text, start in q.answers:
             if q.context[start:start + len(text)] != text:
                 raise UserError(f"answer {text!r}, {path}, question {q.id}: expected at character {start}")
@@ -694,7 +698,7 @@ def main(argv=None):
         one = parts[name] = commands.add_parser(name, help=run.__doc__)
         one.set_defaults(run=run)
         one.add_argument("--device", default="auto", help="auto, cpu or cuda")
-        one.add_argument("--seed", type=int, default=0, help="the first seed")
+        one.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="the first seed")
         one.add_argument("--out", help="a folder for pays.tsv" if name == "pays" else "a file to write")
     for name, count in (("finetune", 1), ("pays", 3)):
         parts[name].add_argument("--seeds", type=data.number(int, 1), default=count, help="runs, from --seed on")

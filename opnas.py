@@ -19,6 +19,7 @@ Read last.
 import collections
 import concurrent.futures
 import contextlib
+import fcntl
 import itertools
 import json
 import math
@@ -54,9 +55,9 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 # ---- Settings ----
 
 
-def option(default, text):
-    """A field of SearchSettings with the help text of its flag."""
-    return field(default=default, metadata={"help": text})
+def option(default, text, least=1, most=math.inf):
+    """A field of SearchSettings with the help text of its flag, and the values it takes."""
+    return field(default=default, metadata={"help": text, "least": least, "most": most})
 
 
 @dataclass(frozen=True)
@@ -68,38 +69,61 @@ class SearchSettings:
     population: int = option(12, "random backbones at the start, |M| (Alg. 1 l.1)")
     parents: int = option(2, "K, the best that are mutated each round (l.4)")
     children: int = option(2, "mutants of each parent (l.5)")
-    rounds: int = option(4, "rounds of mutation (l.3)")
-    alpha: float | None = option(None, "weight of the UCB bonus; default: 0.1 standard deviations of the scores")
-    tau: float | None = option(None, "temperature of p = softmax(u / tau); 1 is the literal paper; default: 0.1 sd")
-    collapse: float = option(0.5, "least token-varying share of the last hidden state at random weights; 0: any")
-    least_gain: float = option(0.05, "nats below the unigram entropy that a learner's held-out MLM loss must end")
-    select: str = option("dev", "score candidates on the tasks' dev rows, or on a tenth of train held out: dev, train")
-    rows: int = option(1000, "most training rows of a task, in search and final training; 0: all")
+    rounds: int = option(4, "rounds of mutation (l.3)", 0)
+    alpha: float | None = option(None, "weight of the UCB bonus; default: 0.1 standard deviations of the scores", 0)
+    tau: float | None = option(None, "temperature of p = softmax(u / tau); 1: the literal paper; default: 0.1 sd", 0)
+    collapse: float = option(0.5, "least token-varying share of the last hidden state at random weights; 0: any", 0, 1)
+    least_gain: float = option(0.05, "nats below the unigram entropy that a learner's held-out MLM loss must end",
+                               -math.inf)
+    select: str = option("dev", "score candidates on the tasks' dev rows, or on a tenth held out of train: dev, train")
+    rows: int = option(1000, "most training rows of a task, in search and final training; 0: all", 0)
     steps: int = option(100, "pre-training steps of a candidate")
     cold: int = option(5, "times as many steps for candidates of a super-net that nobody has written to yet")
     final_steps: int = option(2000, "pre-training steps of the winner, bert and autobert-zero, each from scratch")
     final_seeds: int = option(1, "seeds of that final training")
     batch: int = option(16, "sequences a pre-training step")
-    n: int = option(40, "tokens a sequence")
-    lr: float = option(2e-3, "peak learning rate of pre-training")
-    warmup: float = option(0.1, "share of the pre-training steps with rising learning rate")
-    beta2: float = option(0.98, "Adam's beta_2 in pre-training")
+    n: int = option(40, "tokens a sequence", 5)
+    lr: float = option(2e-3, "peak learning rate of pre-training", 0)
+    warmup: float = option(0.1, "share of the pre-training steps with rising learning rate", 0, 1)
+    beta2: float = option(0.98, "Adam's beta_2 in pre-training", 0, 0.999999)
     epochs: int = option(3, "epochs of fine-tuning")
-    finetune_lr: float = option(1e-3, "peak learning rate of fine-tuning")
+    finetune_lr: float = option(1e-3, "peak learning rate of fine-tuning", 0)
     finetune_batch: int = option(16, "rows a fine-tuning step")
-    finetune_warmup: float = option(0.1, "share of the fine-tuning steps with rising learning rate")
-    seed: int = option(0, "every random draw of the run comes from it")
+    finetune_warmup: float = option(0.1, "share of the fine-tuning steps with rising learning rate", 0, 1)
+    seed: int = option(0, "every random draw of the run comes from it", 0, data.SEEDS - 10**6)
 
 
-LEAST = {"alpha": 0, "tau": 0, "collapse": 0, "rounds": 0, "rows": 0, "lr": 0, "warmup": 0, "beta2": 0, "finetune_lr": 0,
-         "finetune_warmup": 0, "seed": 0, "n": 5, "least_gain": -math.inf}  # the least value of a setting; all else: 1
 PRESETS = {
     "toy": SearchSettings(),
     # App. D.1: 100 + 27 * 25 = 775 candidates, 24,000 hours on V100s
-    "paper": SearchSettings("base", 30_000, ",".join(glue.TASKS), 100, 5, 5, 27, alpha=0.01, rows=0, steps=40_000,
+    "paper": SearchSettings("base", 30_000, ",".join(glue.TASKS), 100, 5, 5, 27, alpha=0.01, rows=0, steps=40_000, cold=1,
                             final_steps=1_000_000, batch=160, n=128, lr=2e-4, warmup=0.02, beta2=0.999,
                             finetune_lr=2e-5, finetune_batch=32, finetune_warmup=0.01),
 }
+
+
+def check_settings(s):
+    """The settings, with the toy language's tasks if none are given; UserError with the first that is out of range."""
+    for f in fields(s):
+        value, kind = getattr(s, f.name), f.type if f.type in (int, str) else (int, float)
+        least, most = f.metadata["least"], f.metadata["most"]
+        if isinstance(value, kind) and (kind is str or least <= value <= most and abs(value) < math.inf) or (
+                value is f.default is None):
+            continue
+        what = {int: "an integer", str: "text"}.get(f.type, "a number")
+        limits = "" if kind is str else f" from {least}" + f" to {most}" * (most < math.inf)
+        raise UserError(f"--{f.name.replace('_', '-')} {value!r}: expected {what}{limits}")
+    s = replace(s, tasks=s.tasks or ",".join(data.TOY_SEARCH_TASKS))
+    tasks = [glue.find_task(task).name for task in s.tasks.split(",")]
+    if len(set(tasks)) < len(tasks):
+        raise UserError(f"--tasks {s.tasks}: a task is named twice")
+    if s.size not in autobert.SIZES:
+        raise UserError(f"--size {s.size!r}: expected one of {', '.join(autobert.SIZES)}")
+    if s.select not in ("dev", "train"):
+        raise UserError(f"--select {s.select!r}: expected dev or train")
+    if s.n > autobert.SIZES[s.size].positions:
+        raise UserError(f"--n {s.n}: size {s.size} has {autobert.SIZES[s.size].positions} positions")
+    return s
 
 
 # ---- UCB (Eq. 3) ----
@@ -342,7 +366,7 @@ class Bench:
     def __init__(self, folder, device="cpu"):
         self.folder, self.device = Path(folder), torch.device(device)
         saved = read_settings(self.folder)
-        self.s = s = SearchSettings(**saved["settings"])
+        self.s = s = saved["settings"]
         self.tokenizer = data.Tokenizer.load(self.folder / "tokenizer.model")
         self.config = replace(autobert.SIZES[s.size], vocab=self.tokenizer.vocab_size)
         corpus = [self.folder / path if saved["toy"] else path for path in saved["corpus"]]
@@ -361,6 +385,8 @@ class Bench:
         """At most `rows` training rows, chosen by the seed; with select = "train" a tenth of them replaces dev."""
         order = np.random.default_rng(self.s.seed).permutation(len(train.rows))[:self.s.rows or None]
         held = max(1, len(order) // 10) if self.s.select == "train" else 0
+        if held == len(order):
+            raise UserError(f"{len(order)} training row and --select train: expected at least 2 to hold one out")
         pick = lambda chosen: glue.Encoded([train.rows[i] for i in chosen], train.labels[chosen])  # noqa: E731
         return pick(order[held:]), ({"dev": pick(order[:held])} if held else dev)
 
@@ -443,7 +469,6 @@ def _open(folder, device, child=True):
     global _bench
     torch.set_num_threads(1)  # one thread each, so that the result is the same for any number of workers
     if child:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
         threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
     _bench = Bench(folder, device)
 
@@ -464,7 +489,13 @@ class Pool:
                 workers, multiprocessing.get_context("spawn"), _open, (folder, device))
 
     def map(self, jobs):
-        return self.pool.map(_do, jobs) if self.pool else map(_do, jobs)
+        if not self.pool:
+            return map(_do, jobs)
+        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a new worker inherits deafness to Ctrl-C from its first moment
+        try:
+            return self.pool.map(_do, jobs)
+        finally:
+            signal.signal(signal.SIGINT, heard)
 
     def __enter__(self):
         return self
@@ -495,6 +526,8 @@ def from_row(line):
         None if cell == "-" else cell for cell in line.split("\t"))
     value = lambda kind, cell: None if cell is None else kind(cell)  # noqa: E731
     pairs = (pair.split("=") for pair in (tasks or "").split())
+    if score and not 0 <= float(score) <= 1:
+        raise ValueError(f"score {score}")
     return Candidate(value(int, number), int(round_), value(int, parent), tuple(backbone.split(" | ")), value(float, score),
                      reason or "", value(float, mlm), float(seconds), tuple((task, float(x)) for task, x in pairs))
 
@@ -506,23 +539,28 @@ def read_settings(folder):
         raise UserError(f"{str(folder)!r}: no run (it has no settings.json)")
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        SearchSettings(**saved["settings"])
-        return {key: saved[key] for key in ("settings", "corpus", "glue", "toy")}
-    except (ValueError, TypeError, KeyError) as error:
+        if not all(isinstance(text, str) for text in (*saved["corpus"], saved["glue"])):
+            raise TypeError("corpus and glue are paths")
+        return {**saved, "settings": check_settings(SearchSettings(**saved["settings"])), "toy": bool(saved["toy"])}
+    except (ValueError, TypeError, KeyError, RecursionError, UserError) as error:
         raise UserError(f"{path}: not a run's settings ({type(error).__name__}: {error})") from None
 
 
 def read_log(path):
     """The Candidates in a run's candidates.tsv, by backbone. A last line that a crash cut short is cut off the file."""
-    text = path.read_text(encoding="utf-8") if path.exists() else "\t".join(COLUMNS) + "\n"
-    data.write_beside(path, text[:text.rfind("\n") + 1])
-    known = {}
-    for number, line in enumerate(text.split("\n")[1:-1], 2):
+    header, known = "\t".join(COLUMNS) + "\n", {}
+    content = path.read_bytes() if path.exists() else header.encode()
+    content = content[:content.rfind(b"\n") + 1]
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):
         try:
-            candidate = from_row(line)
-        except (ValueError, AttributeError, TypeError) as error:
+            if number == 1 and line.decode() + "\n" != header:
+                raise ValueError("no header")
+            if number > 1:
+                candidate = from_row(line.decode())
+                known[autobert.check_backbone(candidate.backbone)] = candidate
+        except (ValueError, AttributeError, TypeError, UserError) as error:
             raise UserError(f"{path}:{number}: not a candidate ({error}); expected {' '.join(COLUMNS)}") from None
-        known[candidate.backbone] = candidate
+    data.write_beside(path, content or header)
     return known
 
 
@@ -538,8 +576,17 @@ class Run:
         self.known = read_log(self.log)
         if not (self.folder / "supernet.pt").exists():
             self.save(SuperNet(_bench.config, _bench.s.seed), generation=0, offset=0, warm=False)
-        self.saved = autobert.load_tensors(self.folder / "supernet.pt")
-        self.net, self.generation = SuperNet(_bench.config, slots=self.saved["slots"]), 0
+        self.saved, self.generation = autobert.load_tensors(self.folder / "supernet.pt"), 0
+        with torch.device("meta"):
+            shapes = {name: slot.shape for name, slot in SuperNet(_bench.config).slots.items()}
+        try:
+            if {name: slot.shape for name, slot in self.saved["slots"].items()} != shapes:
+                raise ValueError("slots of another size")
+            self.saved = {key: kind(self.saved[key]) for key, kind in
+                          (("slots", dict), ("generation", int), ("offset", int), ("warm", bool))}
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"{self.folder / 'supernet.pt'}: not this run's super-net ({error})") from None
+        self.net = SuperNet(_bench.config, slots=self.saved["slots"])
 
     def save(self, net, **state):
         """The snapshot with how many generations it has absorbed, batches they have used, and whether anyone wrote."""
@@ -547,10 +594,13 @@ class Run:
         autobert.save_tensors(self.folder / "supernet.pt", self.saved)
 
     def write(self, candidate):
-        with open(self.log, "a", encoding="utf-8") as file:
-            file.write(to_row(candidate) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(self.log, "a", encoding="utf-8") as file:
+                file.write(to_row(candidate) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(f"{self.log}: cannot be written ({error.strerror})") from None
 
     def probe(self, candidate):
         """For evolve: the reason why a proposal is turned away, or None."""
@@ -565,6 +615,9 @@ class Run:
     def fitness(self, batch):
         """For evolve: judge a batch from one snapshot of the super-net, then write its weights back."""
         todo = [c for c in batch if c.backbone not in self.known]
+        if todo and self.generation < self.saved["generation"]:
+            raise UserError(f"{self.log}: candidate {todo[0].number}, {' | '.join(todo[0].backbone)}, is missing though "
+                            "supernet.pt holds its weights; expected the log and settings of one and the same run")
         # CHOICE: children of an untrained super-net train longer, or none would be told from one that learns nothing
         steps = _bench.s.steps * (1 if self.saved["warm"] else _bench.s.cold)
         found = iter(self.pool.map([("judge", c, steps, self.saved["offset"]) for c in todo]))
@@ -621,8 +674,11 @@ def finals(run, winner):
     backbones = {"best": winner.backbone, **{name: autobert.at_depth(autobert.BACKBONES[name], layers)
                                              for name in ("bert", "autobert-zero")}}
     path = run.folder / "finals.json"
-    results = json.loads(path.read_text()) if path.exists() else []
-    done = {(r["name"], r["seed"]) for r in results}
+    try:
+        results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        done = {(r["name"], r["seed"]) for r in results if {"mlm", "tasks"} <= r.keys()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}: broken ({error!r}); remove it to repeat the final training") from None
     jobs = [("final", name, backbone, s.seed + i) for i in range(s.final_seeds) for name, backbone in backbones.items()]
     for result in run.pool.map([job for job in jobs if (job[1], job[3]) not in done]):
         tasks = " ".join(f"{task}={score:.3f}" for task, score in result["tasks"])
@@ -664,7 +720,9 @@ def search(folder, device, workers):
         everyone = evolve(s, _bench.config.layers, run.fitness, run.probe, Progress())
         scored = [c for c in everyone if c.score is not None]
         if not scored:
-            raise UserError(f"{folder}: all {len(everyone)} candidates were rejected; more --steps, or --collapse 0")
+            why = ", ".join(f"{reason} {n}" for reason, n in collections.Counter(c.reason for c in everyone).items())
+            raise UserError(f"{folder}: all {len(everyone)} candidates were rejected ({why}); against no learning help more "
+                            "--steps, against collapsed --collapse 0, against diverged a smaller --lr")
         winner = max(scored, key=lambda c: (c.score, -c.number))
         autobert.save_backbone(run.folder / "best.json", winner.backbone)
         print(f"-- best: cand={winner.number} score={winner.score:.3f} after {time.time() - start:.0f}s; "
@@ -680,9 +738,10 @@ def search(folder, device, workers):
 def prepare(args, settings):
     """A new run folder with settings, data and tokenizer in place; it appears whole or not at all. Returns its path."""
     runs = (Path("runs") / f"{i:03}" for i in range(1, 1000))
-    out = Path(args.out) if args.out else next(path for path in runs if not path.exists())
-    if out.exists() and not (args.overwrite and (out / "settings.json").exists()):
-        raise UserError(f"--out {str(out)!r} exists; name another, --overwrite it if it is a run, or opnas.py resume {out}")
+    out = Path(os.path.abspath(args.out) if args.out else next(path for path in runs if not path.exists()))
+    replaced = args.overwrite and (out / "settings.json").exists()
+    if out.exists() and not replaced:
+        raise UserError(f"--out {args.out!r} exists; name another, or if it is a run, --overwrite or opnas.py resume it")
     if bool(args.corpus) != bool(args.glue):
         raise UserError("--corpus and --glue go together: give both, or none for the toy language")
     toy, corpus = not args.corpus, [os.path.abspath(path) for path in args.corpus or ()]
@@ -697,40 +756,29 @@ def prepare(args, settings):
         if len(list(itertools.islice(data.read_documents(texts), 2))) < 2:
             raise UserError(f"{' '.join(corpus)}: one document; NSP needs at least two documents, parted by a blank line")
         data.Tokenizer.train(texts, settings.vocab, settings.seed).save(beside / "tokenizer.model")
-        for task in settings.tasks.split(","):
-            glue.read_task(beside / root if toy else root, task, "train")
+        for task in map(glue.find_task, settings.tasks.split(",")):
+            for split in ("train", *task.dev):
+                glue.read_task(beside / root if toy else root, task, split)
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
         saved = {"settings": asdict(settings), "corpus": corpus, "glue": root, "toy": toy, "versions": versions}
         data.write_beside(beside / "settings.json", json.dumps(saved, indent=1) + "\n")
-        if out.exists():
+        if replaced:
             shutil.rmtree(out)
         os.chmod(beside, 0o755)
-        os.replace(beside, out)
+        with contextlib.suppress(OSError):
+            os.replace(beside, out)
+        if beside.exists():
+            raise UserError(f"--out {str(out)!r} appeared meanwhile, or cannot be written")
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return out
 
 
-def resolve(args):
-    """The preset with what the command line gave put in, checked."""
-    given = {f.name: getattr(args, f.name) for f in fields(SearchSettings) if getattr(args, f.name) is not None}
-    s = replace(PRESETS[args.preset], **given)
-    s = replace(s, tasks=s.tasks or ",".join(data.TOY_SEARCH_TASKS))
-    for task in s.tasks.split(","):
-        glue.find_task(task)
-    if s.size not in autobert.SIZES:
-        raise UserError(f"--size {s.size!r}: expected one of {', '.join(autobert.SIZES)}")
-    if s.select not in ("dev", "train"):
-        raise UserError(f"--select {s.select!r}: expected dev or train")
-    if s.n > autobert.SIZES[s.size].positions:
-        raise UserError(f"--n {s.n}: size {s.size} has {autobert.SIZES[s.size].positions} positions")
-    return s
-
-
 def add_machine_flags(parser):
     """--device and --workers, which change no result."""
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--workers", type=data.number(int, 1), help="processes that judge candidates; default: one a core, 1 on cuda")
+    parser.add_argument("--workers", type=data.number(int, 1, 1000),
+                        help="processes that judge candidates; default: one a core, 1 on cuda")
 
 
 def main(argv=None):
@@ -753,17 +801,24 @@ def main(argv=None):
         parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
         add_machine_flags(parser)
         for f in fields(SearchSettings):
-            kind = f.type if f.type is str else data.number(int if f.type is int else float, LEAST.get(f.name, 1))
+            kind = f.type if f.type is str else data.number(int if f.type is int else float)
             parser.add_argument("--" + f.name.replace("_", "-"), type=kind, help=f.metadata["help"])
         args = parser.parse_args(argv)
-        settings = resolve(args)
+        given = {f.name: getattr(args, f.name) for f in fields(SearchSettings) if getattr(args, f.name) is not None}
+        settings = check_settings(replace(PRESETS[args.preset], **given))
     device = autobert.find_device(args.device)
     workers = args.workers or (1 if device.type == "cuda" else CORES)
     if argv[:1] != ["resume"]:
         out = prepare(args, settings)
     print(f"{out}: {(out / 'settings.json').read_text()}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both stop the run in the same clean way
     try:
-        search(str(out), str(device), workers)
+        with open(out / "lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"{out}: another process is at work on this run") from None
+            search(str(out), str(device), workers)
     except KeyboardInterrupt:
         raise UserError(f"interrupted; go on with: python opnas.py resume {out}") from None
     except BrokenProcessPool:

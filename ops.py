@@ -22,6 +22,7 @@ import math
 import os
 import random
 import sys
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from typing import Callable
@@ -227,7 +228,9 @@ def parse(text):
         return 3 + len(nodes)
 
     try:
-        *named, last = ast.parse(text.strip()).body or [None]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python's opinion of 0xdist
+            *named, last = ast.parse(text.strip()).body or [None]
         for statement in named:
             target = statement.targets[0] if isinstance(statement, ast.Assign) else None
             if not isinstance(target, ast.Name) or len(statement.targets) > 1:
@@ -402,6 +405,7 @@ def main(argv=None):
     """The command line: `python ops.py [FORMULA ...]`."""
     parser = argparse.ArgumentParser(description="Table 1's search space; or what a formula is, step by step.")
     parser.add_argument("formula", nargs="*", help='e.g. "softmax(scale(Q @ T(K))) @ V"; none: the table')
+    parser.error = lambda message: parser.exit(2, f"error: {message} (see --help)\n")
     args = parser.parse_args(argv)
     if args.formula:
         try:

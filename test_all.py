@@ -5,6 +5,7 @@ by hand.
 
     python -m pytest -q test_all.py
 """
+import fcntl
 import gzip
 import json
 import lzma
@@ -13,6 +14,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import statistics
 import subprocess
@@ -1260,6 +1262,45 @@ def test_ctrl_c_says_how_to_go_on(toy, tmp_path):
     assert code == 2 and len(error.splitlines()) == 1 and f"opnas.py resume {run}" in error
 
 
+@pytest.mark.parametrize("name, spoil, says", [
+    ("candidates.tsv", lambda text: b"".join(text.splitlines(True)[:-1]), "is missing though"),
+    ("candidates.tsv", lambda text: text[text.index(b"\n") + 1:], "no header"),
+    ("candidates.tsv", lambda text: text.replace(b"conv", b"cnv"), "candidates.tsv:"),
+    ("candidates.tsv", lambda text: text.replace(b"\t0.", b"\tnan\t", 1), "candidates.tsv:"),
+    ("candidates.tsv", lambda text: text + b"\xff\n", "candidates.tsv:"),
+    ("supernet.pt", lambda text: text[:1000], "supernet.pt"),
+    ("finals.json", lambda text: b"{}[", "finals.json"),
+    ("finals.json", lambda text: b"[5]", "finals.json"),
+    ("settings.json", lambda text: text[:50], "settings.json"),
+    ("settings.json", lambda text: text.replace(b'"seed": 0', b'"seed": 1'), "is missing though"),
+    ("tokenizer.model", lambda text: b"no model", "tokenizer.model")])
+def test_a_spoilt_run_folder_is_one_clear_error(name, spoil, says, finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    (run / name).write_bytes(spoil((run / name).read_bytes()))
+    with pytest.raises(SystemExit) as stop:
+        data.run_cli(lambda: opnas.main(["resume", str(run), "--workers", "1", "--device", "cpu"]))
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(lines) == 1 and says in lines[0], lines
+
+
+def test_two_processes_on_one_run_the_second_refuses(finished):
+    with open(finished[0] / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = command("opnas.py", "resume", finished[0], "--workers", 1)
+    assert result.returncode == 2 and "another process" in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
+    for write in (lambda path: data.write_beside(path, "text"), lambda path: autobert.save_tensors(path, {"x": 1})):
+        with pytest.raises(UserError, match="out.x: cannot be written .No space left"):
+            write(tmp_path / "out.x")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_default_is_the_toy_language_at_no_less_than_24_candidates():
     s = opnas.PRESETS["toy"]
     assert s.population + s.rounds * s.parents * s.children >= 24
@@ -1277,11 +1318,11 @@ def test_the_default_is_the_toy_language_at_no_less_than_24_candidates():
     ("opnas.py --size huge", "'huge'"),
     ("opnas.py --preset huge", "'huge'"),
     ("opnas.py --device tpu9", "'tpu9'"),
-    ("opnas.py --population 0", "--population: '0', expected an integer from 1"),
+    ("opnas.py --population 0", "--population 0: expected an integer from 1"),
     ("opnas.py --lr nan", "--lr: 'nan'"),
     ("autobert.py pretrain --corpus {toy}/held-out.txt --batch 0", "--batch: '0'"),
     ("autobert.py pretrain --corpus {toy}/held-out.txt --out {here}/no/m.pt", "not there"),
-    ("autobert.py pretrain --corpus {toy}/held-out.txt --vocab 300 --steps 30 --lr 1e30", "non-finite"),
+    ("autobert.py pretrain --corpus {toy}/held-out.txt --vocab 300 --steps 30 --lr 1e9", "non-finite"),
     ("glue.py pays --steps 0", "--steps: '0'"),
     ("opnas.py --steps many", "'many'"),
     ("opnas.py --n 9999", "--n 9999"),
@@ -1289,6 +1330,16 @@ def test_the_default_is_the_toy_language_at_no_less_than_24_candidates():
     ("opnas.py --select both", "'both'"),
     ("opnas.py --workers 0", "--workers: '0'"),
     ("opnas.py --out {here}", "exists"),
+    ("opnas.py --out {here}/new/..", "exists"),
+    ("opnas.py --tasks RTE,RTE", "twice"),
+    ("opnas.py --beta2 1", "--beta2 1.0: expected a number from 0 to 0.999999"),
+    ("opnas.py --seed 99999999999999999999", "--seed"),
+    ("opnas.py --collapse 2", "--collapse 2.0: expected a number from 0 to 1"),
+    ("opnas.py --device meta", "'meta'"),
+    ("opnas.py --corpus {here}/latin.txt --glue {toy}/glue --tasks CoLA --vocab 40", "latin.txt:3: not UTF-8"),
+    ("opnas.py --corpus {toy}/held-out.txt --glue {toy}/glue --vocab 3", "vocabulary of 3"),
+    ("opnas.py resume {here}/broken", "settings.json"),
+    ("autobert.py pretrain --corpus {toy}/held-out.txt --n 129", "128 positions"),
     ("opnas.py --out {here} --overwrite", "exists"),
     ("opnas.py --corpus {here}/none.txt --glue {toy}/glue --tasks CoLA", "none.txt"),
     ("opnas.py --corpus {here}/empty.txt --glue {toy}/glue --tasks CoLA", "empty.txt"),
@@ -1316,6 +1367,9 @@ def test_the_default_is_the_toy_language_at_no_less_than_24_candidates():
     ("glue.py squad --checkpoint x --train {here}/foreign.json --dev {here}/foreign.json", "foreign.json")])
 def test_bad_input_is_one_line_and_exit_code_2(arguments, says, toy, tmp_path, capsys, monkeypatch):
     (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "latin.txt").write_bytes(b"One.\n\ncaf\xe9.\n")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/settings.json").write_text('{"settings": {"n": "40"}, "corpus": [], "glue": "x", "toy": true}')
     (tmp_path / "one.txt").write_text("One two three four.\nFive six seven eight nine ten.\n")
     (tmp_path / "foreign.json").write_text('{"layers": 3}')
     for name, first in (("short", []), ("kernel", ["conv 3", "conv 4"]), ("broken", ["softmax(Q", BERT]),
