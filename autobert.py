@@ -16,6 +16,7 @@ import contextlib
 import json
 import math
 import os
+import pickle
 import sys
 import time
 from dataclasses import asdict, dataclass, fields, replace
@@ -499,7 +500,8 @@ def load_tensors(path, device="cpu"):
         raise UserError(f"checkpoint {str(path)!r}: no such file")
     try:
         return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch raises half a dozen kinds for a broken file
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, EOFError, OSError,
+            pickle.UnpicklingError) as error:  # what torch raises for one broken file or another
         raise UserError(f"checkpoint {str(path)!r}: broken or not a checkpoint ({_brief(error)})") from None
 
 

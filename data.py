@@ -60,7 +60,8 @@ def number(kind, least=-math.inf, most=math.inf):
             if least <= kind(text) <= most and abs(kind(text)) < math.inf:
                 return kind(text)
         what = "an integer" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(f"{text!r}, expected {what} from {least}" + f" to {most}" * (most < math.inf))
+        limits = f" from {least}" * (least > -math.inf) + f" to {most}" * (most < math.inf)
+        raise argparse.ArgumentTypeError(f"{text!r}, expected {what}{limits}")
     return read
 
 
@@ -86,13 +87,13 @@ def run_cli(main):
 
 
 def write_beside(path, content):
-    """Write str, bytes, or by content(file), to a temporary neighbour of path, then rename it: never a half-written file."""
+    """Write str, or what content(file) writes, to a temporary neighbour and rename it: never a half-written file."""
     path = Path(path)
     neighbour = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(neighbour, "wb") as file:
-            content(file) if callable(content) else file.write(content.encode() if isinstance(content, str) else content)
+            content(file) if callable(content) else file.write(content.encode())
             file.flush()
             os.fsync(file.fileno())
         os.replace(neighbour, path)
@@ -112,7 +113,7 @@ def read_lines(path):
     """Yield (line number, text) of a UTF-8 file, plain, .gz or .xz; UserError with file:line on bad bytes."""
     path, number = Path(path), 0
     if not path.is_file():
-        raise UserError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file, or not an ordinary one'}")
+        raise UserError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected an ordinary file")
     try:
         with OPENERS.get(path.suffix, open)(path, "rb") as file:
             for number, line in enumerate(file, 1):  # subtle: bytes break at \n only, never at U+2028
@@ -145,7 +146,8 @@ def load_corpus(paths, tokenizer):
         if sentences:
             documents.append(sentences)
     if len(documents) < 2:
-        raise UserError(f"{' '.join(map(str, paths))}: one document; NSP needs at least two documents, with a blank line between them")
+        names = " ".join(map(str, paths))
+        raise UserError(f"{names}: one document; NSP needs at least two documents, parted by a blank line")
     return documents
 
 
@@ -226,7 +228,7 @@ class Tokenizer:
 
     def save(self, path):
         """Write the sentencepiece model file."""
-        write_beside(path, self.proto)
+        write_beside(path, lambda file: file.write(self.proto))
 
     @property
     def vocab_size(self):

@@ -230,6 +230,7 @@ def read_task(folder, task, split):
 
 
 class Encoded(NamedTuple):
+    """Rows as a model reads them, and what it shall say of each."""
     rows: list           # of (ids, segments), each (at most n,) int32
     labels: np.ndarray   # (rows,) int64 ids, float64 for STS-B; SQuAD: (rows, 2) positions of start and end
 
@@ -371,6 +372,7 @@ def majority(task, train, dev, small=False):
 
 @dataclass(frozen=True)
 class Question:
+    """One question on one passage."""
     id: str
     text: str
     context: str
@@ -457,6 +459,7 @@ def random_span_scores(questions, seed=0):
 
 @dataclass(frozen=True)
 class Window:
+    """A question with one stretch of its passage, as one row."""
     question: int            # index into the questions
     row: tuple               # (ids, segments): [CLS] question [SEP] passage tokens [SEP]
     first: int               # position in the row of the first passage token

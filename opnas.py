@@ -1,9 +1,9 @@
 """Operation-Priority NAS (paper Sec. 3.2, Algorithm 1, Eq. 3): the search, from raw text to a judged backbone.
 
-An evolution over backbones. Random ones are scored first; then, round by round, the best are mutated, the mutants start
-from the super-net's weights, pre-train for a short while, are fine-tuned on a few tasks, and their mean score is their
-fitness. What a mutation puts in is drawn by upper confidence bounds (UCB): per position in an attention's path how well
-each op has done there, per layer how well each kernel has.
+An evolution over backbones. Random ones are scored first; then, round by round, the best are mutated, the mutants
+start from the super-net's weights, pre-train for a short while, are fine-tuned on a few tasks, and their mean score is
+their fitness. What a mutation puts in is drawn by upper confidence bounds (UCB): per position in an attention's path
+how well each op has done there, per layer how well each kernel has.
 
     M         all candidates ever scored (the population; nothing ages)      K    parents of a round
     u_i       UCB score of op or kernel i (Eq. 3)                           p    softmax(u / tau), what is drawn
@@ -20,6 +20,7 @@ import collections
 import concurrent.futures
 import contextlib
 import fcntl
+import functools
 import itertools
 import json
 import math
@@ -72,10 +73,10 @@ class SearchSettings:
     rounds: int = option(4, "rounds of mutation (l.3)", 0)
     alpha: float | None = option(None, "weight of the UCB bonus; default: 0.1 standard deviations of the scores", 0)
     tau: float | None = option(None, "temperature of p = softmax(u / tau); 1: the literal paper; default: 0.1 sd", 0)
-    collapse: float = option(0.5, "least token-varying share of the last hidden state at random weights; 0: any", 0, 1)
+    collapse: float = option(0.5, "least token-varying share of the last hidden states before training; 0: any", 0, 1)
     least_gain: float = option(0.05, "nats below the unigram entropy that a learner's held-out MLM loss must end",
                                -math.inf)
-    select: str = option("dev", "score candidates on the tasks' dev rows, or on a tenth held out of train: dev, train")
+    select: str = option("dev", "score candidates on the tasks' dev rows, or on a tenth of train: dev, train")
     rows: int = option(1000, "most training rows of a task, in search and final training; 0: all", 0)
     steps: int = option(100, "pre-training steps of a candidate")
     cold: int = option(5, "times as many steps for candidates of a super-net that nobody has written to yet")
@@ -96,14 +97,14 @@ class SearchSettings:
 PRESETS = {
     "toy": SearchSettings(),
     # App. D.1: 100 + 27 * 25 = 775 candidates, 24,000 hours on V100s
-    "paper": SearchSettings("base", 30_000, ",".join(glue.TASKS), 100, 5, 5, 27, alpha=0.01, rows=0, steps=40_000, cold=1,
-                            final_steps=1_000_000, batch=160, n=128, lr=2e-4, warmup=0.02, beta2=0.999,
+    "paper": SearchSettings("base", 30_000, ",".join(glue.TASKS), 100, 5, 5, 27, alpha=0.01, rows=0, steps=40_000,
+                            cold=1, final_steps=1_000_000, batch=160, n=128, lr=2e-4, warmup=0.02, beta2=0.999,
                             finetune_lr=2e-5, finetune_batch=32, finetune_warmup=0.01),
 }
 
 
 def check_settings(s):
-    """The settings, with the toy language's tasks if none are given; UserError with the first that is out of range."""
+    """The settings, with the toy language's tasks if none are given; UserError with the first one out of range."""
     for f in fields(s):
         value, kind = getattr(s, f.name), f.type if f.type in (int, str) else (int, float)
         least, most = f.metadata["least"], f.metadata["most"]
@@ -132,8 +133,8 @@ def check_settings(s):
 class OperationPriority:
     """What has done well where: a table of ops per position of an attention's path, a table of kernels per layer.
 
-    The position tables are shared by all layers; a path of length k uses the first k of them. A place is a position (an
-    int) or ("layer", i). Everything is recomputed from all candidates ever scored.
+    The position tables are shared by all layers; a path of length k uses the first k of them. A place is a position
+    (an int) or ("layer", i). Everything is recomputed from all candidates ever scored.
     """
 
     def __init__(self, alpha=None, tau=None):
@@ -164,8 +165,8 @@ class OperationPriority:
         # CHOICE: what was never sampled here gets the place's mean and no bonus. An infinite one would force ops that
         # can never be legal at a position, again and again.
         unseen = sum(map(sum, table.values())) / total if total else 0.0
-        u = {i: statistics.fmean(seen) + alpha * math.sqrt(2 * math.log(total) / len(seen)) for i, seen in table.items()}
-        return {i: u.get(i, unseen) for i in (ops.OPS if isinstance(place, int) else KERNELS)}
+        return {i: statistics.fmean(table[i]) + alpha * math.sqrt(2 * math.log(total) / len(table[i]))
+                if i in table else unseen for i in (ops.OPS if isinstance(place, int) else KERNELS)}
 
     def p(self, place):
         """{choice: probability} at a place: softmax(u / tau).
@@ -215,11 +216,14 @@ def grow(tables, rng, counts):
 
 
 def mutate_inter(backbone, tables, rng, counts):
-    """MutationInterLayer (l.6): with p = 1/2 flip the type of a uniformly chosen layer; its content is drawn by UCB."""
+    """MutationInterLayer (l.6): with p = 1/2 flip the type of a uniformly chosen layer, its content drawn by UCB."""
     if rng.random() < 0.5:
         return backbone
     layer = rng.randrange(len(backbone))
-    gene = grow(tables, rng, counts) if kernel_of(backbone[layer]) else f"conv {_draw(rng, tables.p(('layer', layer)))}"
+    if kernel_of(backbone[layer]):
+        gene = grow(tables, rng, counts)
+    else:
+        gene = f"conv {_draw(rng, tables.p(('layer', layer)))}"
     return (*backbone[:layer], gene, *backbone[layer + 1:])
 
 
@@ -314,7 +318,7 @@ def evolve(settings, layers, fitness, probe=lambda candidate: None, note=lambda 
         for attempt in range(100):
             candidate = Candidate(number, round_, parent, make())
             seen.add(candidate.backbone)
-            reason = probe(candidate) if attempt < 99 else None  # after 99 in a row the next one is judged all the same
+            reason = probe(candidate) if attempt < 99 else None  # after 99 in a row the next one is judged anyway
             if reason is None:
                 break
             counts[reason] += 1
@@ -329,9 +333,7 @@ def evolve(settings, layers, fitness, probe=lambda candidate: None, note=lambda 
             note("judged", candidate, tables)
 
     def fresh():
-        while (backbone := random_backbone(layers, rng)) in seen:
-            pass
-        return backbone
+        return next(b for b in iter(lambda: random_backbone(layers, rng), None) if b not in seen)
 
     # l.1, l.2: the first population, a round's size at a time, or all of it would start from an untrained super-net
     for start in range(0, settings.population, size):
@@ -349,7 +351,8 @@ def evolve(settings, layers, fitness, probe=lambda candidate: None, note=lambda 
         batch = []
         for parent in scored[:settings.parents]:  # l.4, l.5
             for _ in range(settings.children):
-                propose(lambda: mutate(parent.backbone, tables, rng, seen, counts), round_, parent.number)  # noqa: B023
+                make = functools.partial(mutate, parent.backbone, tables, rng, seen, counts)  # l.6, l.7
+                propose(make, round_, parent.number)
         while len(batch) < size:  # too few have a score to be parents
             propose(fresh, round_)
         judge()  # l.8, l.9, l.11
@@ -402,7 +405,8 @@ class Bench:
         batch = autobert.to_device(self.held_out.batch(0), self.device)
         loss, _ = model(batch)
         loss.backward()
-        if not all(torch.isfinite(x).all() for x in [loss, *(p.grad for p in model.parameters() if p.grad is not None)]):
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        if not all(torch.isfinite(x).all() for x in (loss, *gradients)):
             return "not finite"
         with torch.no_grad():
             x = model.encoder(batch["ids"], batch["segments"], batch["mask"])  # (B, n, d)
@@ -479,7 +483,7 @@ def _do(job):
 
 
 class Pool:
-    """map(jobs): the results in order as they come, from `workers` processes, or from this one if it is one worker."""
+    """map(jobs): the results in order as they come, from `workers` processes, or from this one if that is 1."""
 
     def __init__(self, folder, device, workers):
         _open(folder, device, child=False)
@@ -491,7 +495,7 @@ class Pool:
     def map(self, jobs):
         if not self.pool:
             return map(_do, jobs)
-        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a new worker inherits deafness to Ctrl-C from its first moment
+        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # new workers inherit it: Ctrl-C is the parent's to handle
         try:
             return self.pool.map(_do, jobs)
         finally:
@@ -528,8 +532,9 @@ def from_row(line):
     pairs = (pair.split("=") for pair in (tasks or "").split())
     if score and not 0 <= float(score) <= 1:
         raise ValueError(f"score {score}")
-    return Candidate(value(int, number), int(round_), value(int, parent), tuple(backbone.split(" | ")), value(float, score),
-                     reason or "", value(float, mlm), float(seconds), tuple((task, float(x)) for task, x in pairs))
+    return Candidate(value(int, number), int(round_), value(int, parent), tuple(backbone.split(" | ")),
+                     value(float, score), reason or "", value(float, mlm), float(seconds),
+                     tuple((task, float(x)) for task, x in pairs))
 
 
 def read_settings(folder):
@@ -547,7 +552,7 @@ def read_settings(folder):
 
 
 def read_log(path):
-    """The Candidates in a run's candidates.tsv, by backbone. A last line that a crash cut short is cut off the file."""
+    """The Candidates in a run's candidates.tsv, by backbone. A last line that a crash cut short is dropped."""
     header, known = "\t".join(COLUMNS) + "\n", {}
     content = path.read_bytes() if path.exists() else header.encode()
     content = content[:content.rfind(b"\n") + 1]
@@ -560,15 +565,16 @@ def read_log(path):
                 known[autobert.check_backbone(candidate.backbone)] = candidate
         except (ValueError, AttributeError, TypeError, UserError) as error:
             raise UserError(f"{path}:{number}: not a candidate ({error}); expected {' '.join(COLUMNS)}") from None
-    data.write_beside(path, content or header)
+    data.write_beside(path, content.decode() or header)
     return known
 
 
 class Run:
     """The state of a search on disk, which is all the state there is.
 
-    candidates.tsv has a line for every candidate as soon as it is judged; a resumed run evolves again from the seed and
-    takes what is written there instead of judging it anew. supernet.pt is the snapshot after the last whole generation.
+    candidates.tsv has a line for every candidate as soon as it is judged; a resumed run evolves again from the seed
+    and takes what is written there instead of judging it anew. supernet.pt is the snapshot after the last whole
+    generation, that is the last batch of candidates that started from one and the same super-net.
     """
 
     def __init__(self, folder, pool):
@@ -589,7 +595,7 @@ class Run:
         self.net = SuperNet(_bench.config, slots=self.saved["slots"])
 
     def save(self, net, **state):
-        """The snapshot with how many generations it has absorbed, batches they have used, and whether anyone wrote."""
+        """The snapshot with the generations it has absorbed, the text batches they used, and whether anyone wrote."""
         self.saved = {"slots": net.slots, **state}
         autobert.save_tensors(self.folder / "supernet.pt", self.saved)
 
@@ -616,8 +622,8 @@ class Run:
         """For evolve: judge a batch from one snapshot of the super-net, then write its weights back."""
         todo = [c for c in batch if c.backbone not in self.known]
         if todo and self.generation < self.saved["generation"]:
-            raise UserError(f"{self.log}: candidate {todo[0].number}, {' | '.join(todo[0].backbone)}, is missing though "
-                            "supernet.pt holds its weights; expected the log and settings of one and the same run")
+            raise UserError(f"{self.log}: candidate {todo[0].number} is missing though supernet.pt holds its weights; "
+                            "expected the log and settings of one and the same run")
         # CHOICE: children of an untrained super-net train longer, or none would be told from one that learns nothing
         steps = _bench.s.steps * (1 if self.saved["warm"] else _bench.s.cold)
         found = iter(self.pool.map([("judge", c, steps, self.saved["offset"]) for c in todo]))
@@ -651,7 +657,8 @@ class Progress:
         if isinstance(what, dict):
             kernels, seen = tables.perplexity(tuple)
             told = " ".join(f"{key.replace(' ', '-')}={count}" for key, count in sorted(what.items()) if count)
-            print(f"-- {event}: ops ppl={perplexity:.2f} N={counted} kernels ppl={kernels:.2f} N={seen} {told}", flush=True)
+            print(f"-- {event}: ops ppl={perplexity:.2f} N={counted} kernels ppl={kernels:.2f} N={seen} {told}",
+                  flush=True)
             return
         self.rejected += what.score is None
         if event == "rejected":
@@ -679,7 +686,8 @@ def finals(run, winner):
         done = {(r["name"], r["seed"]) for r in results if {"mlm", "tasks"} <= r.keys()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: broken ({error!r}); remove it to repeat the final training") from None
-    jobs = [("final", name, backbone, s.seed + i) for i in range(s.final_seeds) for name, backbone in backbones.items()]
+    jobs = [("final", name, backbone, seed) for seed in range(s.seed, s.seed + s.final_seeds)
+            for name, backbone in backbones.items()]
     for result in run.pool.map([job for job in jobs if (job[1], job[3]) not in done]):
         tasks = " ".join(f"{task}={score:.3f}" for task, score in result["tasks"])
         mlm = "diverged" if result["mlm"] is None else f"{result['mlm']:.3f}"
@@ -721,8 +729,8 @@ def search(folder, device, workers):
         scored = [c for c in everyone if c.score is not None]
         if not scored:
             why = ", ".join(f"{reason} {n}" for reason, n in collections.Counter(c.reason for c in everyone).items())
-            raise UserError(f"{folder}: all {len(everyone)} candidates were rejected ({why}); against no learning help more "
-                            "--steps, against collapsed --collapse 0, against diverged a smaller --lr")
+            raise UserError(f"{folder}: all {len(everyone)} candidates were rejected ({why}); against no learning help "
+                            "more --steps, against collapsed --collapse 0, against diverged a smaller --lr")
         winner = max(scored, key=lambda c: (c.score, -c.number))
         autobert.save_backbone(run.folder / "best.json", winner.backbone)
         print(f"-- best: cand={winner.number} score={winner.score:.3f} after {time.time() - start:.0f}s; "
@@ -736,12 +744,12 @@ def search(folder, device, workers):
 
 
 def prepare(args, settings):
-    """A new run folder with settings, data and tokenizer in place; it appears whole or not at all. Returns its path."""
+    """The path of a new run folder with settings, data and tokenizer in place; it appears whole or not at all."""
     runs = (Path("runs") / f"{i:03}" for i in range(1, 1000))
     out = Path(os.path.abspath(args.out) if args.out else next(path for path in runs if not path.exists()))
     replaced = args.overwrite and (out / "settings.json").exists()
     if out.exists() and not replaced:
-        raise UserError(f"--out {args.out!r} exists; name another, or if it is a run, --overwrite or opnas.py resume it")
+        raise UserError(f"--out {args.out!r} exists; name another, or if it is a run, --overwrite or resume it")
     if bool(args.corpus) != bool(args.glue):
         raise UserError("--corpus and --glue go together: give both, or none for the toy language")
     toy, corpus = not args.corpus, [os.path.abspath(path) for path in args.corpus or ()]
@@ -754,7 +762,7 @@ def prepare(args, settings):
             corpus, root = ["toy/corpus.txt"], "toy/glue"
         texts = [beside / path if toy else path for path in corpus]
         if len(list(itertools.islice(data.read_documents(texts), 2))) < 2:
-            raise UserError(f"{' '.join(corpus)}: one document; NSP needs at least two documents, parted by a blank line")
+            raise UserError(f"{' '.join(corpus)}: one document; NSP needs at least two documents, a blank line between")
         data.Tokenizer.train(texts, settings.vocab, settings.seed).save(beside / "tokenizer.model")
         for task in map(glue.find_task, settings.tasks.split(",")):
             for split in ("train", *task.dev):
@@ -785,7 +793,7 @@ def main(argv=None):
     """The command line: python opnas.py [flags], or python opnas.py resume RUN."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["resume"]:
-        parser = data.Parser(prog="opnas.py resume", description="Go on with a run that was stopped, or show its table.")
+        parser = data.Parser(prog="opnas.py resume", description="Go on with a stopped run, or show its table again.")
         parser.add_argument("run", help="the run's folder")
         add_machine_flags(parser)
         args = parser.parse_args(argv[1:])
@@ -795,7 +803,7 @@ def main(argv=None):
         parser = data.Parser(prog="opnas.py", description=__doc__.split("\n")[0],
                              epilog="`opnas.py resume RUN` goes on with a stopped run.")
         parser.add_argument("--preset", choices=PRESETS, default="toy", help="where the settings below come from")
-        parser.add_argument("--corpus", nargs="+", help="text, .gz, .xz: a sentence a line, blank line between documents")
+        parser.add_argument("--corpus", nargs="+", help="text, .gz, .xz: a sentence a line, blank between documents")
         parser.add_argument("--glue", help="folder with CoLA/, RTE/ .. as in the GLUE download")
         parser.add_argument("--out", help="the run's folder; default: runs/001 or the next free number")
         parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")

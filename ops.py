@@ -174,7 +174,8 @@ def formula(dag):
     Example: "a = softsign(K); softmax(Q @ T(a)) @ (V + a)"
     """
     reads = Counter(a for _, *args in dag for a in args)
-    names, statements, slot = (letter + str(i or "") for i in itertools.count() for letter in "abcdefghijklmnop"), [], itertools.count(4)
+    names = (letter + str(i or "") for i in itertools.count() for letter in "abcdefghijklmnop")  # a to p, a1 to p1, ..
+    statements, slot = [], itertools.count(4)
 
     def write(op, *args):  # a text and how tightly it binds: 3 a name, call or minus, 2 a product, 1 a sum
         need = {"neg": (3,), "matmul": (2, 3), "add": (1, 2)}.get(op, (0, 0))
