@@ -17,10 +17,12 @@ Read this first; then data.py.
 """
 import argparse
 import ast
+import functools
 import itertools
 import math
 import os
 import random
+import statistics
 import sys
 import warnings
 from collections import Counter
@@ -304,12 +306,38 @@ def _axes(type_):
 # ---- What it computes, what it costs ----
 
 
-def evaluate(dag, inputs, mask=None, dropout=None):
+def fuse(dag):
+    """A legal graph with each softmax(scale(A @ Y)) @ C, with or without the scale, as one node ("attend", A, Y, C).
+
+    The fast path: the same function by torch's scaled_dot_product_attention with Y's transpose as key. Only where
+    nothing else reads the values between; a graph without the pattern comes back as it is.
+    """
+    types, reads = ["nd"] * 4 + step_types(dag), Counter(a for _, *args in dag for a in args)
+
+    def operands(slot, op):  # of the node there, if it is this op and read once
+        return dag[slot - 4][1:] if slot >= 4 and dag[slot - 4][0] == op and reads[slot] == 1 else ()
+
+    def attend(op, *args):
+        scores = operands(args[0], "softmax") if op == "matmul" and types[args[1]] == "nd" else ()
+        scaled = operands(scores[0], "scale") if scores else ()
+        product = operands((scaled or scores)[0], "matmul") if scores else ()
+        if product and types[product[0]] == "nd":
+            return ("attend" if scaled else "attend unscaled", *product, args[1])
+        return (op, *args)
+
+    nodes, alive, slot = [attend(*node) for node in dag], [3 + len(dag)], {}
+    for at in alive:  # everything the output needs, itself first
+        alive += [a for a in nodes[at - 4][1:] if a >= 4 and a not in alive]
+    slot = {**dict(zip(range(4), range(4))), **{at: 4 + i for i, at in enumerate(sorted(alive))}}
+    return tuple((nodes[at - 4][0], *(slot[a] for a in nodes[at - 4][1:])) for at in sorted(alive))
+
+
+def evaluate(dag, inputs, mask=None, dropout=0.0):
     """The output of a legal graph: (B, H, n, d_h).
 
     inputs: Q, K, V, P, each (B, H, n, d_h), or None where the graph does not read it. mask: (B, n) bool, True = a
-    real token; padding then never reaches a real token, whatever the graph. dropout: a function for the attention
-    weights, applied to each softmax of type (n, n).
+    real token; padding then never reaches a real token, whatever the graph. dropout: the rate at which weights of each
+    softmax of type (n, n) are dropped. A graph from fuse gives the same, faster on most devices.
     """
     d_h = next(x for x in inputs if x is not None).shape[-1]
     if mask is not None:
@@ -317,14 +345,21 @@ def evaluate(dag, inputs, mask=None, dropout=None):
         hole = ~mask & mask.any(-1, keepdim=True)  # (B, n)
         hole = {-1: hole[:, None, None, :], -2: hole[:, None, :, None]}
 
+    def attend(scale, query, key, value):
+        keep = None if mask is None else ~hole[-1]
+        value = value if mask is None else value.masked_fill(hole[-2], 0.0)
+        return F.scaled_dot_product_attention(query, key.mT, value, attn_mask=keep, dropout_p=dropout, scale=scale)
+
     def step(op, *args):
+        if op.startswith("attend"):
+            return attend(1 / math.sqrt(d_h) if op == "attend" else 1.0, *(x for x, _ in args)), "nd"
         row = OPS[op]
         # Hide padding where, and only where, an op reduces over tokens: a mask in the softmax alone leaks in nearly
         # every other graph. Filled, not multiplied: inf * 0 is nan.
         values = [x.masked_fill(hole[axis], row.hide) if mask is not None and axis and type_[axis] == "n" else x
                   for (x, type_), axis in zip(args, row.reduces)]
         value, type_ = row.value(d_h, *values), row.type(*(t for _, t in args))
-        return (dropout(value) if dropout and op == "softmax" and type_ == "nn" else value), type_
+        return (F.dropout(value, dropout) if dropout and op == "softmax" and type_ == "nn" else value), type_
 
     return fold(dag, [(x, "nd") for x in inputs], step)[-1][0]
 
@@ -384,7 +419,137 @@ def random_dag(rng, weights=None):
     return dag
 
 
+# ---- How many graphs there are (Sec. 3.1: "more than 10^20 possible combinations") ----
+
+
+class Expressions:
+    """Every expression over the four inputs met so far has a number, inputs 0 to 3; a graph is a set of numbers."""
+
+    def __init__(self):
+        self.number, self.type, self.args = {}, ["nd"] * 4, [()] * 4
+        self.reads, self.mixes = [{letter} for letter in INPUTS], [False] * 4
+
+    def intern(self, op, args):
+        """The number of an expression, None if it is ill typed."""
+        if (op, args) not in self.number and (type_ := OPS[op].type(*(self.type[a] for a in args))):
+            self.number[op, args] = len(self.type)
+            self.mixes.append(any(self.mixes[a] or axis and self.type[a][axis] == "n"
+                                  for a, axis in zip(args, OPS[op].reduces)))
+            self.type.append(type_)
+            self.args.append(args)
+            self.reads.append(set().union(*(self.reads[a] for a in args)))
+        return self.number.get((op, args))
+
+    def sinks(self, graph):
+        """The members that no member reads."""
+        return graph.difference(*(self.args[x] for x in graph))
+
+    def steps(self, graph, left):
+        """What may be added to a set of expressions if `left` more follow and all of it shall lead to one legal output."""
+        sinks = self.sinks(graph)
+        for op, row in OPS.items():
+            for args in itertools.product([0, 1, 2, 3, *graph], repeat=row.arity):
+                x = self.intern(op, args) if op != "add" or args[0] <= args[1] else None
+                if x is None or x in graph or len(sinks.difference(args)) > left:
+                    continue
+                if left or self.type[x] == "nd" and self.mixes[x] and len(self.reads[x]) > 1:
+                    yield x
+
+
+def count_legal(length):
+    """The exact number of legal canonical graphs with `length` nodes. Example: 2 -> 120"""
+    space, level = Expressions(), {frozenset()}
+    for left in range(length - 1, 0, -1):
+        level = {graph | {x} for graph in level for x in space.steps(graph, left)}
+    # a legal graph has one last node only, so this counts each graph once
+    return sum(1 for graph in level for _ in space.steps(graph, 0))
+
+
+def estimate_legal(length, samples, rng):
+    """(mean, standard error) of an unbiased estimate of count_legal, by random growth (Knuth 1975).
+
+    A sample weighs as much as there were choices on its way, divided by the number of ways that lead to the same graph.
+    """
+    space, weights = Expressions(), []
+
+    @functools.lru_cache(None)
+    def ways(graph):
+        fits = len(space.sinks(graph)) <= 1 + length - len(graph)
+        return fits and (sum(ways(graph - {x}) for x in space.sinks(graph)) if graph else 1)
+
+    for _ in range(samples):
+        graph, weight = frozenset(), 1
+        for left in reversed(range(length)):
+            choices = list(space.steps(graph, left))
+            weight *= len(choices)
+            if not choices:
+                break
+            graph |= {rng.choice(choices)}
+        weights.append(weight / ways(graph) if weight else 0)
+    return statistics.fmean(weights), statistics.stdev(weights) / math.sqrt(samples)
+
+
+def count_failures(draws, rng, dtype, n=128, d_h=64):
+    """Of `draws` legal graphs on Gaussian inputs, how many have a result or gradient that is not finite: {reason: count}."""
+    found, generator = Counter(), torch.Generator().manual_seed(rng.randrange(2**32))
+    for _ in range(draws):
+        inputs = [torch.randn(1, 1, n, d_h, generator=generator).to(dtype).requires_grad_() for _ in INPUTS]
+        y = evaluate(random_dag(rng), inputs)
+        y.sum().backward()
+        finite = all(torch.isfinite(x.grad).all() for x in inputs if x.grad is not None)
+        found["finite" if torch.isfinite(y).all() and finite else
+              "result not finite" if not torch.isfinite(y).all() else "gradient not finite"] += 1
+    return dict(found)
+
+
 # ---- Command line ----
+
+
+def tree(dag):
+    """A graph as an ASCII tree from the output down; a node that is read twice is drawn once and then named."""
+    reads, names, lines = Counter(a for _, *args in dag for a in args), {}, []
+
+    def draw_(slot, first, rest):
+        if slot < 4 or slot in names:
+            lines.append(first + (INPUTS[slot] if slot < 4 else f"see {names[slot]}"))
+            return
+        if reads[slot] > 1:
+            names[slot] = f"({len(names) + 1})"
+        op, *args = dag[slot - 4]
+        lines.append(f"{first}{op} {names.get(slot, '')}".rstrip())
+        for i, a in enumerate(args):
+            last = i == len(args) - 1
+            draw_(a, rest + ("`- " if last else "|- "), rest + ("   " if last else "|  "))
+
+    draw_(3 + len(dag), "", "")
+    return "\n".join(lines)
+
+
+def show_space(draws):
+    """Print how random draws spread, how many legal graphs there are, and how many are not finite."""
+    rng = random.Random(0)
+    drawn = [draw(rng) for _ in range(draws)]
+    legal = [dag for dag in drawn if why_illegal(dag, require_mixing=False) is None]
+    print(f"of {draws:,} draws {100 * len(legal) / draws:.1f} % are legal without the switch, of these "
+          f"{100 * sum(map(mixes, legal)) / len(legal):.1f} % mix tokens")
+    for title, key in (("path length", len), ("inputs", lambda dag: len(used(dag)))):
+        counts = sorted(Counter(map(key, legal)).items())
+        print(f"{title:<12}" + " ".join(f"{k}:{100 * c / len(legal):.1f}%" for k, c in counts))
+    counts = Counter(op for dag in legal for op, *_ in dag)
+    print("ops         " + " ".join(f"{op}:{100 * counts[op] / counts.total():.1f}%" for op in OPS))
+    print("\nlegal canonical graphs by path length")
+    total = 0
+    for length in range(2, 15):
+        exact = length <= 4
+        mean, error = (count_legal(length), 0) if exact else estimate_legal(length, 2000, rng)
+        total += mean
+        print(f"  {length:<3}" + (f"{mean:,}" if exact else f"about {mean:.2g} +- {error:.1g}"), flush=True)
+    layer = total + 7  # kernels
+    print(f"a layer has about {layer:.1g} choices, 12 layers 10^{12 * math.log10(layer):.0f}; the paper: more than 10^20")
+    for dtype in (torch.float32, torch.bfloat16):
+        print(f"{draws:,} random graphs, n = 128, d_h = 64, {dtype}: {count_failures(draws, rng, dtype)}", flush=True)
+
+
 
 
 def describe(text):
@@ -406,8 +571,14 @@ def main(argv=None):
     """The command line: `python ops.py [FORMULA ...]`."""
     parser = argparse.ArgumentParser(description="Table 1's search space; or what a formula is, step by step.")
     parser.add_argument("formula", nargs="*", help='e.g. "softmax(scale(Q @ T(K))) @ V"; none: the table')
+    parser.add_argument("--space", type=int, metavar="DRAWS", help="statistics of the space over this many draws, slow")
     parser.error = lambda message: parser.exit(2, f"error: {message} (see --help)\n")
     args = parser.parse_args(argv)
+    if args.space is not None:
+        if args.space < 100:
+            parser.error(f"--space {args.space}: expected at least 100 draws")
+        show_space(args.space)
+        return 0
     if args.formula:
         try:
             print("\n\n".join(describe(text) for text in args.formula))
@@ -421,7 +592,8 @@ def main(argv=None):
     print("\nBERT's attention and those of AutoBERT-Zero's even layers\n")
     for name, text in ATTENTIONS.items():
         print(f"  {name:<5} {text}")
-    print("\n" + describe(ATTENTIONS["L2"]))
+        print("        " + tree(parse(text)).replace("\n", "\n        ") + "\n")
+    print(describe(ATTENTIONS["L2"]))
     draws = [draw(random.Random(seed)) for seed in range(1000)]
     legal = [dag for dag in draws if why_illegal(dag, require_mixing=False) is None]
     print(f"\nOf 1,000 random draws {len(legal) / 10:.1f} % are legal, "

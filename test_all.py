@@ -7,6 +7,7 @@ by hand.
 """
 import fcntl
 import gzip
+import itertools
 import json
 import lzma
 import math
@@ -234,11 +235,12 @@ def test_dist_needs_no_third_axis_and_has_a_gradient_at_zero():
     assert ops.OPS["dist"].value(64, big, big).shape == (1, 1, 4000, 4000)
 
 
-def test_dropout_falls_on_softmaxes_of_type_nn_only():
+def test_dropout_falls_on_softmaxes_of_type_nn_only(monkeypatch):
     x, shapes = gaussian(1, 1, 5, 3), []
     dag = ops.parse("softmax(Q @ T(K)) @ softmax(V) @ softmax(T(K) @ Q)")
-    ops.evaluate(dag, (x, x, x, None), dropout=lambda weights: shapes.append(weights.shape) or weights)
-    assert shapes == [(1, 1, 5, 5)]
+    monkeypatch.setattr(F, "dropout", lambda weights, rate: shapes.append((weights.shape, rate)) or weights)
+    ops.evaluate(dag, (x, x, x, None), dropout=0.3)
+    assert shapes == [((1, 1, 5, 5), 0.3)]
 
 
 @pytest.mark.parametrize("n, d_h", [(6, 4), (4, 4)])  # n == d_h: types must be symbolic
@@ -269,6 +271,35 @@ def test_a_row_without_a_real_token_stays_finite():
         y = ops.evaluate(ops.random_dag(rng), list(x), torch.tensor([[True] * 5, [False] * 5]))
         y.sum().backward()
         assert torch.isfinite(y).all() and torch.isfinite(x.grad).all()
+
+
+def test_fusing_finds_the_pattern_and_only_it():
+    assert ops.fuse(ops.parse(BERT)) == (("transpose", 1), ("attend", 0, 4, 2))
+    assert ops.fuse(ops.parse("softmax(Q @ T(K)) @ V")) == (("transpose", 1), ("attend unscaled", 0, 4, 2))
+    assert sum(node[0] == "attend" for name in ops.ATTENTIONS for node in ops.fuse(ops.parse(ops.ATTENTIONS[name]))) == 7
+    for other in ("softmax(scale(Q @ T(K))) @ V @ (T(K) @ Q)", "softmax(T(Q) @ K) @ (T(K) @ Q)",
+                  "a = softmax(Q @ T(K)); a @ (a @ V)"):
+        dag = ops.parse(other) if ops.why_illegal(ops.parse(other)) is None else ops.parse("cos(Q, K) @ V")
+        assert sum(node[0].startswith("attend") for node in ops.fuse(dag)) == ("scale" in other)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
+def test_fused_attention_is_the_plain_one_gradients_too(dtype, tolerance):
+    rng = random.Random(11)
+    dags = [ops.parse(text) for text in ops.ATTENTIONS.values()]
+    dags += [dag for dag in (ops.random_dag(rng) for _ in range(6000)) if ops.fuse(dag) != dag][:25]
+    assert len(dags) > 12
+    for dag in dags:
+        for mask in (None, torch.arange(6) < torch.tensor([[6], [2], [0]])):
+            results = []
+            for graph in (dag, ops.fuse(dag)):
+                x = [v.to(dtype).requires_grad_() for v in gaussian(4, 3, 2, 6, 4)]
+                y = ops.evaluate(graph, x, mask)
+                y.sum().backward()
+                results.append([y, *(v.grad for v in x if v.grad is not None)])
+            for plain, fused in zip(*results):
+                torch.testing.assert_close(fused, plain, rtol=tolerance, atol=tolerance * max(1, plain.abs().max().item()),
+                                           msg=ops.formula(dag))
 
 
 def test_cost_of_bert_by_hand():
@@ -303,6 +334,26 @@ def test_weights_steer_the_growth():
         op: 50.0 if op == "softsign" else 1.0 for op in ops.OPS}))
     even = Counter(op for i in range(200) for op, *_ in ops.draw(random.Random(i)))
     assert heavy["softsign"] > 2 * even["softsign"]
+
+
+def test_exact_counts_are_those_of_brute_force():
+    """All pairs of nodes, legal and canonical."""
+    first = [(op, *args) for op, row in ops.OPS.items() for args in itertools.product(range(4), repeat=row.arity)]
+    second = [(op, *args) for op, row in ops.OPS.items() for args in itertools.product(range(5), repeat=row.arity)]
+    found = {ops.canonical(dag) for dag in itertools.product(first, second) if ops.why_illegal(dag) is None}
+    assert ops.count_legal(2) == sum(len(dag) == 2 for dag in found) == 120
+    assert ops.count_legal(1) == 0 and all(ops.mixes(dag) for dag in found)
+
+
+def test_the_estimate_of_the_count_is_unbiased():
+    mean, error = ops.estimate_legal(3, 6000, random.Random(1))
+    assert error < 0.05 * 6444 and abs(mean - 6444) < 4 * error
+    assert ops.count_legal(3) == 6444
+
+
+def test_random_graphs_stay_finite_at_full_size():
+    for dtype in (torch.float32, torch.bfloat16):
+        assert ops.count_failures(60, random.Random(0), dtype) == {"finite": 60}
 
 
 # ---- data.py: documents, tokenizer ----
@@ -539,6 +590,34 @@ def test_the_band_matrix_is_conv1d(kernel, n):
     channels = x.permute(0, 1, 3, 2).reshape(3, 10, n)
     theirs = F.conv1d(channels, taps.repeat_interleave(5, 0)[:, None], padding=kernel // 2, groups=10)
     torch.testing.assert_close(ours, theirs.view(3, 2, 5, n).permute(0, 1, 3, 2))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("backbone", ["autobert-zero", "conv-only"])
+def test_the_fast_model_is_the_plain_one_gradients_too(dtype, tolerance, backbone):
+    results = []
+    for fast in ("never", "always", "auto"):
+        with autobert.seeded(3):
+            model = autobert.AutoBert(replace(TINY, layers=4, fast=fast), autobert.load_backbone(backbone, 4)).to(dtype)
+            ids = torch.randint(5, 50, (3, 12))
+        y = model(ids, 0 * ids, torch.arange(12) < torch.tensor([[12], [7], [1]]))
+        y.square().mean().backward()
+        results.append([y] + [p.grad for p in model.parameters() if p.grad is not None])
+    for other in results[1:]:
+        for plain, fast in zip(results[0], other):
+            torch.testing.assert_close(fast, plain, rtol=tolerance, atol=tolerance)
+
+
+def test_checkpointing_changes_no_gradient():
+    gradients = []
+    for again in (False, True):
+        with autobert.seeded(3):
+            model = autobert.AutoBert(replace(TINY, layers=4, checkpointing=again, dropout=0.1),
+                                      autobert.load_backbone("autobert-zero", 4)).train()
+            ids = torch.randint(5, 50, (3, 12))
+            model(ids, 0 * ids, None).square().mean().backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients))
 
 
 def test_padding_never_changes_real_tokens_of_a_whole_model():
