@@ -18,9 +18,11 @@ import math
 import os
 import pickle
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass, fields, replace
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -552,8 +554,23 @@ def load_checkpoint(path, device="cpu"):
 # ---- Command line ----
 
 
+# Tables 2, 4, 5, 7: parameters, "#Params of Att" (millions), FLOPs of one sequence of 128 tokens
+PAPER = {("small", "bert"): (14, None, 3.7e9), ("small", "autobert-zero"): (13, None, 2.9e9),
+         ("base", "bert"): (110, 21.3, 2.9e10), ("base", "autobert-zero"): (104, 15.4, 2.3e10),
+         ("base", "att-only"): (None, 16.5, None), ("base", "conv-only"): (None, 15.4, None),
+         ("large", "bert"): (340, None, 8.7e10), ("large", "autobert-zero"): (318, None, 6.8e10)}
+NOTES = """\
+params: encoder and pooler, biases included. of att: the input projections of both kinds of layer; W_O is not among them,
+  as the paper's 21.3M for BERT's 36 matrices shows. conv-only has 24 of them; the paper's 15.4M is AutoBERT-Zero's figure.
+FLOPs: as ELECTRA counts them. The paper's figures for AutoBERT-Zero fit only a count without the convolutions' mixing, W_O
+  and one of the attention products. Its 318M parameters for large are what att-only has here."""
+
+
 def summary(args):
-    """Parameters and FLOPs of backbones at a size, one line each."""
+    """Parameters and FLOPs of backbones at a size, with the paper's figure and the difference, one line each."""
+    def beside(ours, paper, form):
+        return f"{ours:{form}}" + (f" ({paper:g}, {100 * (ours / paper - 1):+.0f} %)" if paper else "")
+
     for size in args.size:
         config = replace(SIZES[size], vocab=args.vocab or (SIZES[size].vocab if size == "toy" else 30_522))
         print(f"{size}: {config.layers} layers, d {config.hidden}, H {config.heads}, "
@@ -561,8 +578,118 @@ def summary(args):
         for name in args.backbone:
             backbone = load_backbone(name, config.layers)
             count, cost = count_parameters(config, backbone), count_flops(config, backbone, args.n)
-            print(f"  {name:<14} params {count['total'] / 1e6:7.2f}M  of att {count['att'] / 1e6:6.2f}M  "
-                  f"FLOPs {cost['total']:.3g}")
+            paper = PAPER.get((size, name), (None,) * 3)
+            cells = (beside(count["total"] / 1e6, paper[0], ".1f"), beside(count["att"] / 1e6, paper[1], ".2f"),
+                     beside(cost["total"], paper[2] if args.n == 128 else None, ".3g"))
+            print(f"  {name:<14} params {cells[0]:<20} M  of att {cells[1]:<19} M  FLOPs {cells[2]}")
+    print("in brackets the paper's figure and how far ours is from it\n" + NOTES)
+
+
+# ---- Export and picture ----
+
+
+def folded(model):
+    """{name: array}: the weights with every kernel as its k raw taps, whatever it was made from."""
+    weights = {name: p for name, p in model.state_dict().items() if ".transforms." not in name}
+    for i, layer in enumerate(model.encoder.layers):
+        if layer.kind == "convolution":
+            weights[f"encoder.layers.{i}.convolution.kernel"] = layer.convolution.taps().detach()
+    return {name: p.detach().cpu().numpy() for name, p in weights.items()}
+
+
+@torch.no_grad()
+def reference(model, seed=0):
+    """Inputs with padding and all that a port must reproduce from them: {name: array}."""
+    model, config, rng = model.eval(), model.encoder.config, np.random.default_rng(seed)
+    n, lengths = min(32, config.positions), np.array([[32], [20], [5]])
+    batch = {"ids": rng.integers(data.FIRST_WORD, config.vocab, (3, n)), "mask": np.arange(n) < lengths,
+             "positions": np.array([1, 4, n + 2, 2 * n + 3]), "next": np.array([0, 1, 1])}
+    batch["segments"] = ((np.arange(n) >= lengths // 2) & batch["mask"]).astype(np.int64)
+    batch["targets"] = batch["ids"].reshape(-1)[batch["positions"]]
+    batch["ids"].reshape(-1)[batch["positions"]] = data.MASK
+    batch["ids"][~batch["mask"]] = data.PAD
+    tensors = to_device(batch, next(model.parameters()).device)
+    hidden = [model.encoder.embed(tensors["ids"], tensors["segments"])]
+    for layer in model.encoder.layers:
+        hidden.append(layer(hidden[-1], tensors["mask"]))
+    loss, parts = model(tensors)
+    result = {f"hidden_{i}": x for i, x in enumerate(hidden)}  # 0: embeddings, i: after layer i
+    result |= {"mlm_logits": model.mlm_logits(hidden[-1].flatten(0, 1)[tensors["positions"]]), "loss": loss,
+               "next_logits": model.next(model.encoder.pool(hidden[-1])), "mlm": parts["mlm"], "nsp": parts["nsp"]}
+    return batch | {name: value.cpu().numpy() for name, value in result.items()}
+
+
+def export(args):
+    """Write backbone.json, config.json, weights.npz and reference.npz for a port; from a checkpoint or random weights."""
+    if os.path.exists(args.out):
+        raise UserError(f"--out {args.out!r} exists; name a new folder")
+    if args.checkpoint:
+        model, tokenizer = load_checkpoint(args.checkpoint)
+    else:
+        config, tokenizer = SIZES[args.size], None
+        config = replace(config, vocab=args.vocab or config.vocab)
+        with seeded(args.seed):
+            model = Pretraining(config, load_backbone(args.backbone, config.layers))
+    vectors = reference(model.to(find_device("cpu")), args.seed)
+    parent = os.path.dirname(os.path.abspath(args.out))
+    if not os.path.isdir(parent):
+        raise UserError(f"--out {args.out!r}: its folder is not there")
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".export") as beside:
+        save_backbone(f"{beside}/out/backbone.json", model.encoder.backbone)
+        config = {k: v for k, v in asdict(model.encoder.config).items() if k not in ("kernel_chain", "fast", "checkpointing")}
+        data.write_beside(f"{beside}/out/config.json", json.dumps(config, indent=1) + "\n")
+        data.write_beside(f"{beside}/out/weights.npz", lambda file: np.savez(file, **folded(model)))
+        data.write_beside(f"{beside}/out/reference.npz", lambda file: np.savez(file, **vectors))
+        if tokenizer:
+            tokenizer.save(f"{beside}/out/tokenizer.model")
+        os.rename(f"{beside}/out", args.out)
+    print(f"wrote {', '.join(sorted(os.listdir(args.out)))} to {args.out}")
+
+
+STYLE = """<style>text{font:12px monospace;fill:#222}.b{fill:#eef3fb;stroke:#4a6fa5}.c{fill:#fdf1e3;stroke:#b5762a}
+.i{fill:none;stroke:#888}path{fill:none;stroke:#888}.l{font-weight:bold}@media(prefers-color-scheme:dark){text{fill:#ddd}
+.b{fill:#1d2a3f;stroke:#7fa3d8}.c{fill:#3a2a16;stroke:#e0a860}.i,path{stroke:#999}}</style>"""
+
+
+def picture(backbone):
+    """A backbone as SVG, as Fig. 7 draws it: a row a layer, a kernel or a graph from its inputs to its output."""
+    parts, y, right = [], 10, 0
+
+    def box(x, y, text, kind):
+        parts.append(f'<rect class="{kind}" x="{x}" y="{y}" width="84" height="20" rx="5"/>'
+                     f'<text x="{x + 42}" y="{y + 14}" text-anchor="middle">{text}</text>')
+
+    for number, gene in enumerate(backbone, 1):
+        parts.append(f'<text class="l" x="8" y="{y + 14}">L{number}</text>')
+        if kernel_of(gene):
+            box(44, y, gene, "c")
+            y, right = y + 34, max(right, 128)
+            continue
+        dag = ops.parse(gene)
+        column = ops.fold(dag, [0] * 4, lambda op, *args: 1 + max(args))  # of every slot
+        last, taken, at = dict(enumerate(column)), {}, {}
+        for t, (_, *args) in enumerate(dag):
+            last |= {a: max(last[a], column[4 + t]) for a in args}  # the column of its last reader
+        slots = [ops.INPUTS.index(letter) for letter in ops.used(dag)] + list(range(4, 4 + len(dag)))
+        for slot in sorted(slots, key=column.__getitem__):
+            row = next(row for row in range(99) if taken.get(row, 0) <= column[slot])  # free until its last reader
+            taken[row] = last[slot]
+            at[slot] = (44 + 104 * column[slot], y + 28 * row)
+            op, *args = dag[slot - 4] if slot >= 4 else (ops.INPUTS[slot],)
+            box(*at[slot], op, "b" if slot >= 4 else "i")
+            for a in args:
+                (x1, y1), (x2, y2) = at[a], at[slot]
+                parts.append(f'<path d="M{x1 + 84} {y1 + 10}H{x2 - 18}C{x2 - 8} {y1 + 10} {x2 - 10} {y2 + 10} '
+                             f'{x2} {y2 + 10}"/>')
+        y, right = y + 28 * len(taken) + 14, max(right, 128 + 104 * max(column))
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{right + 16}" height="{y}" role="img" '
+            f'aria-label="backbone of {len(backbone)} layers">{STYLE}\n' + "\n".join(parts) + "\n</svg>\n")
+
+
+def draw(args):
+    """Write the picture of a backbone."""
+    data.write_beside(args.out, picture(load_backbone(args.backbone)))
+    print(f"wrote {args.out}")
 
 
 def train(args):
@@ -611,6 +738,18 @@ def main(argv=None):
     one.add_argument("--vocab", type=data.number(int, 1, 10**7), help="default: 30,522, BERT's; toy 400")
     one.add_argument("--n", type=data.number(int, 1, 10**7), default=128, help="tokens a sequence")
     one.set_defaults(run=summary)
+    three = commands.add_parser("export", help="weights, settings and reference vectors for a port")
+    three.add_argument("--checkpoint", help="what pretrain or a search wrote; without it random weights of:")
+    three.add_argument("--backbone", default="autobert-zero", help="a name or a backbone file")
+    three.add_argument("--size", choices=SIZES, default="toy")
+    three.add_argument("--vocab", type=data.number(int, 6, 10**7), help="default: the size's")
+    three.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0)
+    three.add_argument("--out", default="export", help="a new folder")
+    three.set_defaults(run=export)
+    four = commands.add_parser("draw", help="a backbone as an SVG picture")
+    four.add_argument("--backbone", default="autobert-zero", help="a name or a backbone file")
+    four.add_argument("--out", default="backbone.svg")
+    four.set_defaults(run=draw)
     two = commands.add_parser("pretrain", help="MLM + NSP pre-training; writes a checkpoint")
     two.add_argument("--corpus", nargs="+", required=True,
                      help="text, .gz or .xz: a sentence a line, blank line between documents")

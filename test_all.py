@@ -24,12 +24,14 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 import autobert
 import data
@@ -212,12 +214,23 @@ def test_bert_is_scaled_dot_product_attention(padded):
     torch.testing.assert_close(ours, theirs)
 
 
-def test_layers_2_and_12_are_the_printed_equations():
+def test_published_attentions_are_their_equations():
+    """Written out by hand; L2 and L12 as the paper prints them, log(1 + e^x) and all."""
     q, k, v, _ = inputs = gaussian(4, 1, 1, 5, 4)
-    l2 = torch.softmax(q @ torch.log(1 + torch.exp(k.mT)) / 2, -1) @ (k + q)
-    l12 = torch.softmax(q @ (k / 2 + v).mT / 2, -1) @ v
-    torch.testing.assert_close(ops.evaluate(ops.parse(ops.ATTENTIONS["L2"]), inputs), l2)
-    torch.testing.assert_close(ops.evaluate(ops.parse(ops.ATTENTIONS["L12"]), inputs), l12)
+
+    def log1pexp(x):
+        return torch.log(1 + torch.exp(x))
+
+    def attend(score, value):
+        return torch.exp(score / 2) / torch.exp(score / 2).sum(-1, keepdim=True) @ value
+    half, sign = k / 2, lambda x: x / (1 + x.abs())  # √d_h = 2
+    by_hand = {
+        "bert": attend(q @ k.mT, v), "L2": attend(q @ log1pexp(k.mT), k + q),
+        "L4": attend(q @ log1pexp(-(torch.log(1 / (1 + torch.exp(-q))) + (k + q))).mT, q),
+        "L6": attend(q @ log1pexp(-k).mT, q), "L8": attend(q @ log1pexp(-k).mT, q),
+        "L10": attend(q @ (half + (sign(sign(k) / 2) + v)).mT, v), "L12": attend(q @ (half + v).mT, v)}
+    for name, expected in by_hand.items():
+        torch.testing.assert_close(ops.evaluate(ops.parse(ops.ATTENTIONS[name]), inputs), expected)
 
 
 def test_scale_divides_by_the_head_size_whatever_the_operand():
@@ -635,13 +648,12 @@ def test_padding_never_changes_real_tokens_of_a_whole_model():
         torch.testing.assert_close(hidden[:, :5], alone, rtol=1e-7, atol=1e-7, msg=str(backbone))
 
 
-def numpy_model(model, ids, segments):
-    """The whole model on one text without padding, in NumPy alone: (hidden after each layer, MLM logits, NSP logits).
+def numpy_model(w, heads, backbone, ids, segments):
+    """The whole model on one text without padding, in NumPy alone: (embeddings and hidden after each layer, MLM, NSP).
 
-    What a port to another framework must compute; weights go by their names in the checkpoint.
+    What a port to another framework must compute, and an example of one. w: {name: array}, as autobert.folded gives it.
     """
-    w = {name: p.detach().numpy().astype(np.float64) for name, p in model.state_dict().items()}
-    config, n = model.encoder.config, len(ids)
+    n, d = len(ids), len(w["encoder.pooler.bias"])
 
     def linear(x, name):
         return x @ w[name + ".weight"].T + w[name + ".bias"]
@@ -654,25 +666,25 @@ def numpy_model(model, ids, segments):
         return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
     def attention(x, at, formula):
-        heads, d_h = range(config.heads), config.hidden // config.heads
+        d_h = d // heads
         inputs = {k: linear(x, f"{at}.inputs.{k}") for k in "QKVP" if f"{at}.inputs.{k}.weight" in w}
-        parts = [{k: v[:, h * d_h:(h + 1) * d_h] for k, v in inputs.items()} for h in heads]
+        parts = [{k: v[:, h * d_h:(h + 1) * d_h] for k, v in inputs.items()} for h in range(heads)]
         return np.concatenate([python_formula(formula, part, d_h) for part in parts], -1)
 
     def convolution(x, at):
         a, b = np.split(linear(x, at + ".glu"), 2, -1)
         x, kernel = a / (1 + np.exp(-b)), row_softmax(w[at + ".kernel"])  # (n, d), (H, k)
-        reach, per_head = kernel.shape[1] // 2, config.hidden // config.heads
-        taps = np.repeat(kernel, per_head, 0)  # (d, k): channel c has the kernel of head c // d_h
+        reach = kernel.shape[1] // 2
+        taps = np.repeat(kernel, d // heads, 0)  # (d, k): channel c has the kernel of head c // d_h
         padded = np.pad(x, ((reach, reach), (0, 0)))
         return np.stack([(padded[i:i + kernel.shape[1]].T * taps).sum(-1) for i in range(n)])
 
     x = w["encoder.tokens.weight"][ids] + w["encoder.positions.weight"][:n] + w["encoder.segments.weight"][segments]
     x = norm(x, "encoder.norm")
-    if config.embedding != config.hidden:
+    if "encoder.projection.weight" in w:
         x = linear(x, "encoder.projection")
-    states = []
-    for i, gene in enumerate(model.encoder.backbone):
+    states = [x]
+    for i, gene in enumerate(backbone):
         at = f"encoder.layers.{i}." + ("convolution" if gene.startswith("conv") else "attention")
         y = convolution(x, at) if gene.startswith("conv") else attention(x, at, gene)
         x = norm(x + linear(y, at + ".out"), at + ".norm")
@@ -698,10 +710,93 @@ def test_the_whole_model_is_its_numpy_twin(backbone):
         hidden = model.encoder(ids, segments, mask)
         mlm, nsp = model.mlm_logits(hidden), model.next(model.encoder.pool(hidden))
     for row, length in enumerate((11, 6, 1)):
-        states, logits, next_ = numpy_model(model, ids[row, :length].numpy(), segments[row, :length].numpy())
+        states, logits, next_ = numpy_model(autobert.folded(model), 2, genes, ids[row, :length].numpy(),
+                                            segments[row, :length].numpy())
         np.testing.assert_allclose(hidden[row, :length].numpy(), states[-1], rtol=0, atol=1e-5)
         np.testing.assert_allclose(mlm[row, :length].numpy(), logits, rtol=0, atol=1e-5)
         np.testing.assert_allclose(nsp[row].numpy(), next_, rtol=0, atol=1e-5)
+
+
+def test_an_export_is_enough_for_a_port(tmp_path, tokenizer):
+    """NumPy reproduces the reference vectors from the exported files alone; a super-net's child has its kernels folded."""
+    child = supernet.SuperNet(replace(TINY, vocab=tokenizer.vocab_size)).child(("conv 9", "Q @ (T(K) @ softmax(V))"))
+    for p in child.parameters():
+        p.data += 0.1 * gaussian(*p.shape, seed=p.numel())
+    autobert.save_checkpoint(tmp_path / "child.pt", child, tokenizer)
+    autobert.main(["export", "--checkpoint", str(tmp_path / "child.pt"), "--out", str(tmp_path / "a")])
+    autobert.main(["export", "--size", "toy", "--seed", "3", "--out", str(tmp_path / "b")])
+    assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        w, ref = (dict(np.load(folder / f"{name}.npz")) for name in ("weights", "reference"))
+        config = json.loads((folder / "config.json").read_text())
+        backbone = json.loads((folder / "backbone.json").read_text())["backbone"]
+        kernels = [autobert.kernel_of(gene) for gene in backbone]
+        assert all(w[f"encoder.layers.{i}.convolution.kernel"].shape == (config["heads"], k) for i, k in enumerate(kernels) if k)
+        losses, mlm, n = [], {}, ref["ids"].shape[1]
+        for row, length in enumerate(ref["mask"].sum(1)):
+            states, logits, next_ = numpy_model(w, config["heads"], backbone, ref["ids"][row, :length],
+                                                ref["segments"][row, :length])
+            for i, state in enumerate(states):
+                np.testing.assert_allclose(ref[f"hidden_{i}"][row, :length], state, rtol=0, atol=2e-5)
+            np.testing.assert_allclose(ref["next_logits"][row], next_, rtol=0, atol=2e-5)
+            losses.append(-np.log(row_softmax(next_))[ref["next"][row]])
+            mlm |= {row * n + i: logits[i] for i in range(length)}
+        chosen = [mlm[p] for p in ref["positions"]]
+        np.testing.assert_allclose(ref["mlm_logits"], chosen, rtol=0, atol=2e-5)
+        loss = np.mean([-np.log(row_softmax(x))[t] for x, t in zip(chosen, ref["targets"])])
+        assert ref["mlm"] == pytest.approx(loss, abs=1e-5) and ref["nsp"] == pytest.approx(np.mean(losses), abs=1e-5)
+        assert ref["loss"] == pytest.approx(loss + np.mean(losses), abs=1e-5)
+
+
+def test_bert_is_an_independent_bert_of_torchs_own_modules():
+    config = replace(TINY, layers=3)
+    with autobert.seeded(0):
+        model = autobert.AutoBert(config, (BERT,) * 3).eval()
+        ids, segments = torch.randint(5, 50, (2, 10)), torch.randint(0, 2, (2, 10))
+    layer = nn.TransformerEncoderLayer(16, 2, 64, 0.0, "gelu", layer_norm_eps=1e-12, batch_first=True)
+    theirs = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).eval()
+    with torch.no_grad():
+        for mine, other in zip(model.layers, theirs.layers):
+            for kind in ("weight", "bias"):
+                getattr(other.self_attn, f"in_proj_{kind}").copy_(
+                    torch.cat([getattr(mine.attention.inputs[x], kind) for x in "QKV"]))
+            for a, b in ((mine.attention.out, other.self_attn.out_proj), (mine.attention.norm, other.norm1),
+                         (mine.feedforward.up, other.linear1), (mine.feedforward.down, other.linear2),
+                         (mine.feedforward.norm, other.norm2)):
+                b.load_state_dict(a.state_dict())
+        embedded = F.embedding(ids, model.tokens.weight) + F.embedding(segments, model.segments.weight)
+        embedded = F.layer_norm(embedded + model.positions.weight[:10], (16,), model.norm.weight, model.norm.bias, 1e-12)
+        mask = torch.arange(10) < torch.tensor([[10], [6]])
+        ours, expected = model(ids, segments, mask), theirs(embedded, src_key_padding_mask=~mask)
+    torch.testing.assert_close(ours[mask], expected[mask], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone, fast", [("bert", "never"), ("conv-only", "always"), ("autobert-zero", "never")])
+def test_flops_are_torchs_own_count_of_the_products_and_little_more(backbone, fast):
+    config = autobert.ModelConfig(4, 128, 2, 128, vocab=1000, dropout=0.0, fast=fast)
+    genes = autobert.load_backbone(backbone, 4)
+    ids = torch.ones(1, 128, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        autobert.AutoBert(config, genes).eval()(ids, ids, None)
+    # a band is counted by torch with its zeros: n columns in place of k taps
+    bands = sum(2 * 128 * 128 * (128 - autobert.kernel_of(gene)) for gene in genes if gene.startswith("conv"))
+    products = counter.get_total_flops() - (bands if fast == "never" else 0)
+    ours = sum(autobert.count_flops(config, genes, 128)["layers"])
+    assert products < ours < 1.06 * products
+
+
+def test_the_picture_shows_every_op_and_no_box_hides_another():
+    rng = random.Random(4)
+    for backbone in (autobert.BACKBONES["autobert-zero"], opnas.random_backbone(12, rng)):
+        svg = ElementTree.fromstring(autobert.picture(backbone))
+        boxes = [tuple(float(e.get(x)) for x in ("x", "y", "width", "height")) for e in svg.iter() if e.tag.endswith("rect")]
+        dags = [ops.parse(gene) for gene in backbone if not gene.startswith("conv")]
+        assert len(boxes) == 12 - len(dags) + sum(len(dag) + len(ops.used(dag)) for dag in dags)
+        edges = sum(e.tag.endswith("path") for e in svg.iter())
+        assert edges == sum(len(node) - 1 for dag in dags for node in dag)
+        for i, (x, y, w, h) in enumerate(boxes):
+            assert x + w <= float(svg.get("width")) and y + h <= float(svg.get("height"))
+            assert not any(abs(x - x2) < w and abs(y - y2) < h for x2, y2, _, _ in boxes[:i])
 
 
 def test_dropout_is_on_in_training_only():
