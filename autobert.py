@@ -12,6 +12,7 @@ and the two pre-training tasks, masked language modelling (MLM) and next sentenc
 
 Read after ops.py and data.py; then supernet.py or glue.py.
 """
+import argparse
 import contextlib
 import json
 import math
@@ -62,7 +63,7 @@ class ModelConfig:
 
 
 SIZES = {
-    "toy": ModelConfig(4, 64, 2, 64, vocab=400, positions=128, dropout=0.0, init_std=0.05),
+    "toy": ModelConfig(4, 64, 2, 64, vocab=data.TOY_VOCAB, positions=128, dropout=0.0, init_std=0.05),
     # DEVIATION: Table 6 prints 256-dimensional embeddings, but the 13M parameters of Table 4 fit only 128
     "small": ModelConfig(12, 256, 4, 128),
     "base": ModelConfig(12, 768, 12, 768),
@@ -459,6 +460,12 @@ def find_device(name="auto"):
         raise UserError(f"device {name!r}: not to be had here ({why}); expected auto, cpu or cuda") from None
 
 
+def few_threads(config):
+    """One CPU thread for small models: their products are so short that threads mostly wait for one another."""
+    if config.hidden < 256:
+        torch.set_num_threads(1)
+
+
 def to_device(batch, device):
     """A dict of numpy arrays as tensors on the device."""
     return {key: torch.from_numpy(array).to(device, non_blocking=True) for key, array in batch.items()}
@@ -695,16 +702,17 @@ def draw(args):
 def train(args):
     """Pre-train one backbone on a corpus and write its checkpoint."""
     device = find_device(args.device)
-    given = {key: getattr(args, key) for key in ("steps", "batch", "n", "lr", "seed")}
-    settings = replace(PRETRAIN[args.size], **{key: value for key, value in given.items() if value is not None})
+    given = {key: value for key, value in vars(args).items() if key in ("steps", "batch", "n", "lr", "seed")}
+    settings = replace(PRETRAIN[args.size], **given)
     if os.path.exists(args.out) and not args.overwrite:
         raise UserError(f"--out {args.out!r} exists; give another or --overwrite")
     if settings.n > SIZES[args.size].positions:
         raise UserError(f"--n {settings.n}: size {args.size} has {SIZES[args.size].positions} positions")
     if not args.out or not os.access(os.path.dirname(args.out) or ".", os.W_OK):
         raise UserError(f"--out {args.out!r}: its folder is not there, or not writable")
-    tokenizer = data.Tokenizer.train(args.corpus, args.vocab or SIZES[args.size].vocab, settings.seed)
+    tokenizer = data.Tokenizer.train(args.corpus, getattr(args, "vocab", SIZES[args.size].vocab), settings.seed)
     config = replace(SIZES[args.size], vocab=tokenizer.vocab_size)
+    few_threads(config)
     backbone = load_backbone(args.backbone, config.layers)
     batches, held_out = (
         data.PretrainingData(documents, settings.n, settings.batch, config.vocab, settings.seed)
@@ -754,13 +762,15 @@ def main(argv=None):
     two.add_argument("--corpus", nargs="+", required=True,
                      help="text, .gz or .xz: a sentence a line, blank line between documents")
     two.add_argument("--backbone", default="autobert-zero", help="a name or a backbone file")
-    two.add_argument("--size", choices=SIZES, default="toy")
-    two.add_argument("--vocab", type=data.number(int, 1, 10**7), help="sentencepiece vocabulary; default: the size's")
+    two.add_argument("--size", choices=SIZES, default="toy", help="of the model")
+    two.add_argument("--vocab", type=data.number(int, 1, 10**7), default=argparse.SUPPRESS,
+                     help="sentencepiece vocabulary; default: toy 600, else 30,000")
     for name, kind, least in (("steps", int, 1), ("batch", int, 1), ("n", int, 5), ("lr", float, 0), ("seed", int, 0)):
-        two.add_argument(f"--{name}", type=data.number(kind, least, data.SEEDS), help="default: the size's (Table 6)")
-    two.add_argument("--device", default="auto")
-    two.add_argument("--out", default="model.pt")
-    two.add_argument("--overwrite", action="store_true")
+        two.add_argument(f"--{name}", type=data.number(kind, least, data.SEEDS), default=argparse.SUPPRESS, help="default: "
+                         + ", ".join(f"{size} {getattr(preset, name):,}" for size, preset in PRETRAIN.items()))
+    two.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    two.add_argument("--out", default="model.pt", help="the checkpoint")
+    two.add_argument("--overwrite", action="store_true", help="replace the file in --out")
     two.set_defaults(run=train)
     args = parser.parse_args(argv)
     args.run(args)

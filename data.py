@@ -38,11 +38,16 @@ class UserError(Exception):
     """Anything a user can get wrong. One line: the value, its place, and what was expected."""
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with defaults in --help, no abbreviated flags, and one-line errors."""
 
     def __init__(self, **settings):
-        settings.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        settings.setdefault("formatter_class", _Help)
         super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message):

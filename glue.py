@@ -612,6 +612,7 @@ def finetune_command(args):
     """fine-tune on GLUE tasks and score on dev"""
     device, rows, counted = autobert.find_device(args.device), [], []
     model, tokenizer = autobert.load_checkpoint(args.checkpoint, device)
+    autobert.few_threads(model.encoder.config)
     settings = resolved(args, PRESETS[args.preset], device)
     for name in TASKS if args.task == "all" else [args.task]:
         train, dev = load_task(args.glue, name, tokenizer, settings.n)
@@ -636,6 +637,7 @@ def squad_command(args):
     if args.v2 != dev[0].v2:
         raise UserError(f"{args.dev}: expected a {version} file, or {'no --v2' if args.v2 else '--v2'}")
     model, tokenizer = autobert.load_checkpoint(args.checkpoint, device)
+    autobert.few_threads(model.encoder.config)
     settings = resolved(args, SQUAD_PRESETS[args.preset, version], device)
     result = finetune_squad(model.encoder, tokenizer, train, dev, settings, args.seed, device)
     if args.out:
@@ -663,7 +665,7 @@ def toy_jobs(folder, tokenizer, device):
 def pays_command(args):
     """show on toy data what fine-tuning gains by pre-training"""
     device, rows = autobert.find_device(args.device), []
-    torch.set_num_threads(1)                                        # the same figures on any number of cores
+    autobert.few_threads(autobert.SIZES["toy"])                     # the same figures on any number of cores
     with tempfile.TemporaryDirectory() as folder:
         folder = data.write_toy(folder)
         tokenizer = data.Tokenizer.train([folder / "corpus.txt"], data.TOY_VOCAB)

@@ -16,6 +16,7 @@ how well each op has done there, per layer how well each kernel has.
 
 Read last.
 """
+import argparse
 import collections
 import concurrent.futures
 import contextlib
@@ -146,7 +147,7 @@ class OperationPriority:
     def observe(self, backbone, score):
         """Count a candidate in (l.12). score None: rejected; it counts with the worst score so far."""
         if score is None:
-            score = min(self.scores, default=0.0)
+            score = min(self.scores, default=0.0)  # CHOICE: what was turned away is evidence against its ops, too
         else:
             self.scores.append(score)
         for layer, gene in enumerate(backbone):
@@ -161,7 +162,7 @@ class OperationPriority:
         """{choice: u} at a place. u_i = mu_i + alpha * sqrt(2 ln N / N_i)  (Eq. 3)"""
         table = self.tables.get(place, {})
         total = sum(map(len, table.values()))
-        alpha = 0.1 * self.spread() if self.alpha is None else self.alpha
+        alpha = 0.1 * self.spread() if self.alpha is None else self.alpha  # CHOICE: 0.01 (App. D.1) in preset paper
         # CHOICE: what was never sampled here gets the place's mean and no bonus. An infinite one would force ops that
         # can never be legal at a position, again and again.
         unseen = sum(map(sum, table.values())) / total if total else 0.0
@@ -216,7 +217,10 @@ def grow(tables, rng, counts):
 
 
 def mutate_inter(backbone, tables, rng, counts):
-    """MutationInterLayer (l.6): with p = 1/2 flip the type of a uniformly chosen layer, its content drawn by UCB."""
+    """MutationInterLayer (l.6): with p = 1/2 flip the type of a uniformly chosen layer, its content drawn by UCB.
+
+    CHOICE: the paper calls it random; what the new layer holds is drawn from the tables like any other op or kernel.
+    """
     if rng.random() < 0.5:
         return backbone
     layer = rng.randrange(len(backbone))
@@ -228,7 +232,11 @@ def mutate_inter(backbone, tables, rng, counts):
 
 
 def mutate_dag(dag, tables, rng):
-    """One edit of a path: replace an op (1/2), insert one (.2), delete one (.2), rewire one (.1). May be illegal."""
+    """One edit of a path: replace an op (1/2), insert one (.2), delete one (.2), rewire one (.1). May be illegal.
+
+    CHOICE: these odds; the paper says only that the op at each position is drawn by UCB. On -Q, softsign(.):
+    replace at 1: -Q, scale(.)   insert at 1: -Q, T(.), softsign(.)   delete at 0: softsign(Q)   rewire at 1: softsign(V)
+    """
     edit = rng.choices(("replace", "insert", "delete", "rewire"), (0.5, 0.2, 0.2, 0.1))[0]
     t = rng.randrange(len(dag) + (edit == "insert"))  # an insertion may also come behind the output
     slot = 4 + t
@@ -335,7 +343,7 @@ def evolve(settings, layers, fitness, probe=lambda candidate: None, note=lambda 
     def fresh():
         return next(b for b in iter(lambda: random_backbone(layers, rng), None) if b not in seen)
 
-    # l.1, l.2: the first population, a round's size at a time, or all of it would start from an untrained super-net
+    # l.1, l.2. CHOICE: a round's size at a time, or all of the first population would start from an untrained super-net
     for start in range(0, settings.population, size):
         batch = []
         for _ in range(min(size, settings.population - start)):
@@ -750,6 +758,8 @@ def prepare(args, settings):
     replaced = args.overwrite and (out / "settings.json").exists()
     if out.exists() and not replaced:
         raise UserError(f"--out {args.out!r} exists; name another, or if it is a run, --overwrite or resume it")
+    if settings.size != "toy" and not args.corpus:
+        raise UserError(f"size {settings.size}: the toy language is too small for it; give --corpus and --glue")
     if bool(args.corpus) != bool(args.glue):
         raise UserError("--corpus and --glue go together: give both, or none for the toy language")
     toy, corpus = not args.corpus, [os.path.abspath(path) for path in args.corpus or ()]
@@ -810,15 +820,16 @@ def main(argv=None):
         add_machine_flags(parser)
         for f in fields(SearchSettings):
             kind = f.type if f.type is str else data.number(int if f.type is int else float)
-            parser.add_argument("--" + f.name.replace("_", "-"), type=kind, help=f.metadata["help"])
+            text = f.metadata["help"] + (f" (toy: {f.default})" if f.default not in (None, "") else "")
+            parser.add_argument("--" + f.name.replace("_", "-"), type=kind, default=argparse.SUPPRESS, help=text)
         args = parser.parse_args(argv)
-        given = {f.name: getattr(args, f.name) for f in fields(SearchSettings) if getattr(args, f.name) is not None}
+        given = {f.name: getattr(args, f.name) for f in fields(SearchSettings) if hasattr(args, f.name)}
         settings = check_settings(replace(PRESETS[args.preset], **given))
     device = autobert.find_device(args.device)
     workers = args.workers or (1 if device.type == "cuda" else CORES)
     if argv[:1] != ["resume"]:
         out = prepare(args, settings)
-    print(f"{out}: {(out / 'settings.json').read_text()}")
+    print(f"{out}: {json.dumps(json.loads((out / 'settings.json').read_text()))}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both stop the run in the same clean way
     try:
         with open(out / "lock", "w") as lock:

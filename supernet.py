@@ -24,7 +24,7 @@ import data
 # ---- The sharing rule ----
 
 SHARING = (  # part of a parameter's name: who holds the same slot. The first that fits counts.
-    (".attention.inputs.", "attention layers here that read this input (Q, K, V or P)"),
+    (".attention.inputs.", "attention layers at this depth that read this input (Q, K, V or P)"),
     (".attention.", "attention layers here: W_O and the LayerNorm behind"),
     (".convolution.kernel", "convolutions here: all 65 taps, or the centre 31 that smaller kernels are made of"),
     (".convolution.transforms.",
@@ -113,9 +113,9 @@ def main(argv=None):
     rows.append(("all", map(sum, zip(*(counts for _, counts in rows)))))
     print(f"A super-net of {config.layers} layers, d {config.hidden}: "
           "parameters by who shares a slot, and how many each holds\n")
-    print("  " + "".join(f"{title:>13}" for title in ("super-net", *(name[-13:] for name in args.backbone))))
+    print("  " + "".join(f"{title:>14}" for title in ("super-net", *(name[-13:] for name in args.backbone))))
     for who, counts in rows:
-        print("  " + "".join(f"{count:>13,}" for count in counts) + f"   {who}")
+        print("  " + "".join(f"{count:>14,}" for count in counts) + f"   {who}")
     print("\nlayer by layer")
     for number, genes in enumerate(zip(*backbones), 1):
         print(f"  L{number}  " + "  |  ".join(genes))
