@@ -45,9 +45,9 @@ class Diverged(Exception):
 class ModelConfig:
     """What a model is apart from its backbone.
 
-    kernel_chain: convolutions hold what BIWS shares (supernet.py). fast: "auto" takes fused attention and conv1d where
-    they were measured faster, "never" the plain definitions, "always" the other ones. checkpointing: keep only each
-    layer's input for the backward pass and compute the rest again (slower, far less memory).
+    kernel_chain: convolutions hold what BIWS shares (supernet.py). fast: "auto" takes fused attention and conv1d
+    where they were measured faster, "never" the plain definitions, "always" the other ones. checkpointing: keep only
+    each layer's input for the backward pass and compute the rest again (slower, less memory).
     """
     layers: int
     hidden: int
@@ -203,7 +203,7 @@ class DagAttention(nn.Module):
         heads = [self.inputs[name](x).view(B, n, self.heads, -1).transpose(1, 2) if name in self.inputs else None
                  for name in ops.INPUTS]  # Q K V P, each (B, H, n, d_h)
         dropout, like = self.dropout if self.training else 0.0, next(x for x in heads if x is not None)
-        # measured on a CPU: the fused kernel takes 0.5 to 0.9 of the plain one's time in fp32, 1 to 3 times it in bf16
+        # measured on a CPU: the fused kernel takes 0.5 to 0.9 of the plain one's time in fp32, 1 to 4 times it in bf16
         fused = self.fast == "always" or self.fast == "auto" and (like.is_cuda or like.dtype == torch.float32)
         y = ops.evaluate(self.fused if fused else self.dag, heads, mask, dropout)  # (B, H, n, d_h)
         return self.out(y.transpose(1, 2).reshape(B, n, d))
@@ -567,9 +567,9 @@ PAPER = {("small", "bert"): (14, None, 3.7e9), ("small", "autobert-zero"): (13, 
          ("base", "att-only"): (None, 16.5, None), ("base", "conv-only"): (None, 15.4, None),
          ("large", "bert"): (340, None, 8.7e10), ("large", "autobert-zero"): (318, None, 6.8e10)}
 NOTES = """\
-params: encoder and pooler, biases included. of att: the input projections of both kinds of layer; W_O is not among them,
-  as the paper's 21.3M for BERT's 36 matrices shows. conv-only has 24 of them; the paper's 15.4M is AutoBERT-Zero's figure.
-FLOPs: as ELECTRA counts them. The paper's figures for AutoBERT-Zero fit only a count without the convolutions' mixing, W_O
+params: encoder and pooler, biases included. of att: the input projections of both kinds of layer; W_O is not among
+  them, as the paper's 21.3M for BERT's 36 matrices shows. conv-only has 24; the paper's 15.4M is AutoBERT-Zero's.
+FLOPs: as ELECTRA counts them. The paper's for AutoBERT-Zero fit only a count without the convolutions' mixing, W_O
   and one of the attention products. Its 318M parameters for large are what att-only has here."""
 
 
@@ -627,7 +627,7 @@ def reference(model, seed=0):
 
 
 def export(args):
-    """Write backbone.json, config.json, weights.npz and reference.npz for a port; from a checkpoint or random weights."""
+    """Write what a port needs: backbone.json, config.json, weights.npz and reference.npz."""
     if os.path.exists(args.out):
         raise UserError(f"--out {args.out!r} exists; name a new folder")
     if args.checkpoint:
@@ -643,7 +643,8 @@ def export(args):
         raise UserError(f"--out {args.out!r}: its folder is not there")
     with tempfile.TemporaryDirectory(dir=parent, prefix=".export") as beside:
         save_backbone(f"{beside}/out/backbone.json", model.encoder.backbone)
-        config = {k: v for k, v in asdict(model.encoder.config).items() if k not in ("kernel_chain", "fast", "checkpointing")}
+        ours = ("kernel_chain", "fast", "checkpointing")  # how this program goes about it
+        config = {key: value for key, value in asdict(model.encoder.config).items() if key not in ours}
         data.write_beside(f"{beside}/out/config.json", json.dumps(config, indent=1) + "\n")
         data.write_beside(f"{beside}/out/weights.npz", lambda file: np.savez(file, **folded(model)))
         data.write_beside(f"{beside}/out/reference.npz", lambda file: np.savez(file, **vectors))
@@ -654,7 +655,8 @@ def export(args):
 
 
 STYLE = """<style>text{font:12px monospace;fill:#222}.b{fill:#eef3fb;stroke:#4a6fa5}.c{fill:#fdf1e3;stroke:#b5762a}
-.i{fill:none;stroke:#888}path{fill:none;stroke:#888}.l{font-weight:bold}@media(prefers-color-scheme:dark){text{fill:#ddd}
+.i{fill:none;stroke:#888}path{fill:none;stroke:#888}.l{font-weight:bold}
+@media(prefers-color-scheme:dark){text{fill:#ddd}
 .b{fill:#1d2a3f;stroke:#7fa3d8}.c{fill:#3a2a16;stroke:#e0a860}.i,path{stroke:#999}}</style>"""
 
 
@@ -765,9 +767,10 @@ def main(argv=None):
     two.add_argument("--size", choices=SIZES, default="toy", help="of the model")
     two.add_argument("--vocab", type=data.number(int, 1, 10**7), default=argparse.SUPPRESS,
                      help="sentencepiece vocabulary; default: toy 600, else 30,000")
-    for name, kind, least in (("steps", int, 1), ("batch", int, 1), ("n", int, 5), ("lr", float, 0), ("seed", int, 0)):
-        two.add_argument(f"--{name}", type=data.number(kind, least, data.SEEDS), default=argparse.SUPPRESS, help="default: "
-                         + ", ".join(f"{size} {getattr(preset, name):,}" for size, preset in PRETRAIN.items()))
+    for name, least in (("steps", 1), ("batch", 1), ("n", 5), ("lr", 0), ("seed", 0)):
+        kind = data.number(float if name == "lr" else int, least, data.SEEDS)
+        usual = ", ".join(f"{size} {getattr(preset, name):,}" for size, preset in PRETRAIN.items())
+        two.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, help=f"default: {usual}")
     two.add_argument("--device", default="auto", help="auto, cpu or cuda")
     two.add_argument("--out", default="model.pt", help="the checkpoint")
     two.add_argument("--overwrite", action="store_true", help="replace the file in --out")

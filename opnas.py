@@ -235,7 +235,7 @@ def mutate_dag(dag, tables, rng):
     """One edit of a path: replace an op (1/2), insert one (.2), delete one (.2), rewire one (.1). May be illegal.
 
     CHOICE: these odds; the paper says only that the op at each position is drawn by UCB. On -Q, softsign(.):
-    replace at 1: -Q, scale(.)   insert at 1: -Q, T(.), softsign(.)   delete at 0: softsign(Q)   rewire at 1: softsign(V)
+    replace at 1: -Q, scale(.); insert at 1: -Q, T(.), softsign(.); delete at 0: softsign(Q); rewire at 1: softsign(K)
     """
     edit = rng.choices(("replace", "insert", "delete", "rewire"), (0.5, 0.2, 0.2, 0.1))[0]
     t = rng.randrange(len(dag) + (edit == "insert"))  # an insertion may also come behind the output
@@ -343,7 +343,7 @@ def evolve(settings, layers, fitness, probe=lambda candidate: None, note=lambda 
     def fresh():
         return next(b for b in iter(lambda: random_backbone(layers, rng), None) if b not in seen)
 
-    # l.1, l.2. CHOICE: a round's size at a time, or all of the first population would start from an untrained super-net
+    # l.1, l.2. CHOICE: a round's size at a time, or the whole first population would start from an untrained super-net
     for start in range(0, settings.population, size):
         batch = []
         for _ in range(min(size, settings.population - start)):
@@ -503,7 +503,7 @@ class Pool:
     def map(self, jobs):
         if not self.pool:
             return map(_do, jobs)
-        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # new workers inherit it: Ctrl-C is the parent's to handle
+        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # for new workers: Ctrl-C is the parent's to handle
         try:
             return self.pool.map(_do, jobs)
         finally:
@@ -630,7 +630,7 @@ class Run:
         """For evolve: judge a batch from one snapshot of the super-net, then write its weights back."""
         todo = [c for c in batch if c.backbone not in self.known]
         if todo and self.generation < self.saved["generation"]:
-            raise UserError(f"{self.log}: candidate {todo[0].number} is missing though supernet.pt holds its weights; "
+            raise UserError(f"{self.log}: candidate {todo[0].number} is missing though supernet.pt has its weights; "
                             "expected the log and settings of one and the same run")
         # CHOICE: children of an untrained super-net train longer, or none would be told from one that learns nothing
         steps = _bench.s.steps * (1 if self.saved["warm"] else _bench.s.cold)
@@ -737,8 +737,8 @@ def search(folder, device, workers):
         scored = [c for c in everyone if c.score is not None]
         if not scored:
             why = ", ".join(f"{reason} {n}" for reason, n in collections.Counter(c.reason for c in everyone).items())
-            raise UserError(f"{folder}: all {len(everyone)} candidates were rejected ({why}); against no learning help "
-                            "more --steps, against collapsed --collapse 0, against diverged a smaller --lr")
+            raise UserError(f"{folder}: all {len(everyone)} candidates were rejected ({why}); against no learning "
+                            "help more --steps, against collapsed --collapse 0, against diverged a smaller --lr")
         winner = max(scored, key=lambda c: (c.score, -c.number))
         autobert.save_backbone(run.folder / "best.json", winner.backbone)
         print(f"-- best: cand={winner.number} score={winner.score:.3f} after {time.time() - start:.0f}s; "
@@ -772,7 +772,7 @@ def prepare(args, settings):
             corpus, root = ["toy/corpus.txt"], "toy/glue"
         texts = [beside / path if toy else path for path in corpus]
         if len(list(itertools.islice(data.read_documents(texts), 2))) < 2:
-            raise UserError(f"{' '.join(corpus)}: one document; NSP needs at least two documents, a blank line between")
+            raise UserError(f"{' '.join(corpus)}: one document; NSP needs at least two documents")
         data.Tokenizer.train(texts, settings.vocab, settings.seed).save(beside / "tokenizer.model")
         for task in map(glue.find_task, settings.tasks.split(",")):
             for split in ("train", *task.dev):

@@ -176,7 +176,7 @@ def formula(dag):
     Example: "a = softsign(K); softmax(Q @ T(a)) @ (V + a)"
     """
     reads = Counter(a for _, *args in dag for a in args)
-    names = (letter + str(i or "") for i in itertools.count() for letter in "abcdefghijklmnop")  # a to p, a1 to p1, ..
+    names = (letter + str(i or "") for i in itertools.count() for letter in "abcdefghijklmnop")  # .. p, a1, .. p1, .
     statements, slot = [], itertools.count(4)
 
     def write(op, *args):  # a text and how tightly it binds: 3 a name, call or minus, 2 a product, 1 a sum
@@ -336,8 +336,8 @@ def evaluate(dag, inputs, mask=None, dropout=0.0):
     """The output of a legal graph: (B, H, n, d_h).
 
     inputs: Q, K, V, P, each (B, H, n, d_h), or None where the graph does not read it. mask: (B, n) bool, True = a
-    real token; padding then never reaches a real token, whatever the graph. dropout: the rate at which weights of each
-    softmax of type (n, n) are dropped. A graph from fuse gives the same, faster on most devices.
+    real token; padding then never reaches a real token, whatever the graph. dropout: the rate at which weights
+    of each softmax of type (n, n) are dropped. A graph from fuse gives the same, faster on most devices.
     """
     d_h = next(x for x in inputs if x is not None).shape[-1]
     if mask is not None:
@@ -380,8 +380,8 @@ def _operands(rng, op, slots, open_, fresh, least, goal):
     for args in itertools.product(slots, repeat=OPS[op].arity):
         out = OPS[op].type(*(slots[a] for a in args))
         if out and out == (goal or out) and len(open_.intersection(args)) >= least:
-            # CHOICE: prefer what nothing has read yet; x + x, cos(x, x), dist(x, x) are damped, not forbidden, and so is
-            # a second dist: without this they are in half of all draws
+            # CHOICE: prefer what nothing has read yet; x + x, cos(x, x), dist(x, x) and a second dist are damped, not
+            # forbidden: without this they are in half of all draws
             weight = math.prod(8 if a in open_ else 3 if a in fresh else 1 for a in args)
             choices[args] = weight * (0.03 if args[0] == args[-1] and op in ("add", "cos", "dist") else 1)
     return rng.choices(list(choices), list(choices.values()))[0] if choices else None
@@ -446,7 +446,7 @@ class Expressions:
         return graph.difference(*(self.args[x] for x in graph))
 
     def steps(self, graph, left):
-        """What may be added to a set of expressions if `left` more follow and all of it shall lead to one legal output."""
+        """What may be added to a set of expressions if `left` more follow and all shall lead to one legal output."""
         sinks = self.sinks(graph)
         for op, row in OPS.items():
             for args in itertools.product([0, 1, 2, 3, *graph], repeat=row.arity):
@@ -469,7 +469,7 @@ def count_legal(length):
 def estimate_legal(length, samples, rng):
     """(mean, standard error) of an unbiased estimate of count_legal, by random growth (Knuth 1975).
 
-    A sample weighs as much as there were choices on its way, divided by the number of ways that lead to the same graph.
+    A sample weighs as much as there were choices on its way, divided by the number of ways to the same graph.
     """
     space, weights = Expressions(), []
 
@@ -491,7 +491,7 @@ def estimate_legal(length, samples, rng):
 
 
 def count_failures(draws, rng, dtype, n=128, d_h=64):
-    """Of `draws` legal graphs on Gaussian inputs, how many have a result or gradient that is not finite: {reason: count}."""
+    """Of `draws` legal graphs on Gaussian inputs, how many have a result or gradient not finite: {reason: count}."""
     found, generator = Counter(), torch.Generator().manual_seed(rng.randrange(2**32))
     for _ in range(draws):
         inputs = [torch.randn(1, 1, n, d_h, generator=generator).to(dtype).requires_grad_() for _ in INPUTS]
@@ -547,7 +547,8 @@ def show_space(draws):
         total += mean
         print(f"  {length:<3}" + (f"{mean:,}" if exact else f"about {mean:.2g} +- {error:.1g}"), flush=True)
     layer = total + 7  # kernels
-    print(f"a layer has about {layer:.1g} choices, 12 layers 10^{12 * math.log10(layer):.0f}; the paper: more than 10^20")
+    print(f"a layer has about {layer:.1g} choices, 12 layers 10^{12 * math.log10(layer):.0f}; "
+          "the paper: more than 10^20")
     for dtype in (torch.float32, torch.bfloat16):
         print(f"{draws:,} random graphs, n = 128, d_h = 64, {dtype}: {count_failures(draws, rng, dtype)}", flush=True)
 
@@ -573,7 +574,7 @@ def main(argv=None):
     """The command line: `python ops.py [FORMULA ...]`."""
     parser = argparse.ArgumentParser(description="Table 1's search space; or what a formula is, step by step.")
     parser.add_argument("formula", nargs="*", help='e.g. "softmax(scale(Q @ T(K))) @ V"; none: the table')
-    parser.add_argument("--space", type=int, metavar="DRAWS", help="statistics of the space over this many draws, slow")
+    parser.add_argument("--space", type=int, metavar="DRAWS", help="statistics of the space, slow")
     parser.error = lambda message: parser.exit(2, f"error: {message} (see --help)\n")
     args = parser.parse_args(argv)
     if args.space is not None:
