@@ -701,6 +701,24 @@ def draw(args):
     print(f"wrote {args.out}")
 
 
+def starting_point(args, seed):
+    """(model, tokenizer) that pre-training begins from: random weights and a new tokenizer, or those of --init."""
+    how = {"fast": args.fast, "checkpointing": args.checkpointing}
+    if args.init:
+        loaded, tokenizer = load_checkpoint(args.init)
+        config, size = loaded.encoder.config, SIZES[args.size]
+        if (config.layers, config.hidden) != (size.layers, size.hidden):
+            raise UserError(f"--init {args.init!r}: {config.layers} layers of {config.hidden}; "
+                            f"size {args.size} has {size.layers} of {size.hidden}")
+        model = Pretraining(replace(config, **how), loaded.encoder.backbone)
+        model.load_state_dict(loaded.state_dict())
+        return model, tokenizer
+    tokenizer = data.Tokenizer.train(args.corpus, getattr(args, "vocab", SIZES[args.size].vocab), seed)
+    config = replace(SIZES[args.size], vocab=tokenizer.vocab_size, **how)
+    with seeded(seed):
+        return Pretraining(config, load_backbone(args.backbone, config.layers)), tokenizer
+
+
 def train(args):
     """Pre-train one backbone on a corpus and write its checkpoint."""
     device = find_device(args.device)
@@ -712,16 +730,14 @@ def train(args):
         raise UserError(f"--n {settings.n}: size {args.size} has {SIZES[args.size].positions} positions")
     if not args.out or not os.access(os.path.dirname(args.out) or ".", os.W_OK):
         raise UserError(f"--out {args.out!r}: its folder is not there, or not writable")
-    tokenizer = data.Tokenizer.train(args.corpus, getattr(args, "vocab", SIZES[args.size].vocab), settings.seed)
-    config = replace(SIZES[args.size], vocab=tokenizer.vocab_size)
+    model, tokenizer = starting_point(args, settings.seed)
+    config = model.encoder.config
     few_threads(config)
-    backbone = load_backbone(args.backbone, config.layers)
     batches, held_out = (
         data.PretrainingData(documents, settings.n, settings.batch, config.vocab, settings.seed)
         for documents in data.split_held_out(data.load_corpus(args.corpus, tokenizer)))
-    with seeded(settings.seed):
-        model = Pretraining(config, backbone)
-    print(json.dumps({**asdict(settings), "size": args.size, "backbone": backbone, "device": str(device)}))
+    print(json.dumps({**asdict(settings), "model": asdict(config), "backbone": model.encoder.backbone,
+                      "init": args.init, "device": str(device)}))
     start = time.time()
 
     def log(step, lr, parts):
@@ -771,6 +787,10 @@ def main(argv=None):
         kind = data.number(float if name == "lr" else int, least, data.SEEDS)
         usual = ", ".join(f"{size} {getattr(preset, name):,}" for size, preset in PRETRAIN.items())
         two.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, help=f"default: {usual}")
+    two.add_argument("--init", help="checkpoint to begin from; it brings backbone and tokenizer (see supernet.py --run)")
+    two.add_argument("--fast", choices=("auto", "always", "never"), default="auto",
+                     help="fused attention and conv1d: where measured faster, always, or the plain definitions")
+    two.add_argument("--checkpointing", action="store_true", help="less memory, more time: keep only layers' inputs")
     two.add_argument("--device", default="auto", help="auto, cpu or cuda")
     two.add_argument("--out", default="model.pt", help="the checkpoint")
     two.add_argument("--overwrite", action="store_true", help="replace the file in --out")

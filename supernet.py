@@ -10,11 +10,15 @@ the 65-tap kernel. A candidate starts from copies of the slots it uses, trains f
 
     python supernet.py                               # who shares what with whom
     python supernet.py conv-only bert                # the same for any two backbones
+    python supernet.py bert --run runs/001           # a checkpoint of a backbone with a search's shared weights
 
 Read after autobert.py; then glue.py and opnas.py.
 """
+import json
+import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -101,12 +105,35 @@ def compare(config, backbones):
     return rows
 
 
+def write_child(run, name, out):
+    """Write a checkpoint of a backbone with its copies of a finished search's super-net, for autobert.py pretrain --init.
+
+    So the paper's second AutoBERT-Zero row begins (Table 2); its first one begins from random weights.
+    """
+    run, saved = Path(run), autobert.load_tensors(Path(run) / "supernet.pt")
+    try:
+        config = autobert.SIZES[json.loads((run / "settings.json").read_text(encoding="utf-8"))["settings"]["size"]]
+        tokenizer = data.Tokenizer.load(run / "tokenizer.model")
+        net = SuperNet(replace(config, vocab=tokenizer.vocab_size), slots=saved["slots"])
+        child = net.child(autobert.load_backbone(name, config.layers))
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
+        raise data.UserError(f"{run}: not a finished search ({type(error).__name__}: {error})") from None
+    if os.path.exists(out):
+        raise data.UserError(f"--out {out!r} exists; name another")
+    autobert.save_checkpoint(out, child, tokenizer)
+    print(f"wrote {out}")
+
+
 def main(argv=None):
-    """The command line: python supernet.py [BACKBONE BACKBONE] [--size SIZE]."""
+    """The command line: python supernet.py [BACKBONE BACKBONE] [--size SIZE], or BACKBONE --run RUN --out FILE."""
     parser = data.Parser(description=__doc__.split("\n")[0])
     parser.add_argument("backbone", nargs="*", default=["autobert-zero", "bert"], help="names or backbone files")
-    parser.add_argument("--size", choices=autobert.SIZES, default="toy")
+    parser.add_argument("--size", choices=autobert.SIZES, default="toy", help="of the super-net that is shown")
+    parser.add_argument("--run", help="a search's folder: write the first backbone with that super-net's weights to --out")
+    parser.add_argument("--out", default="child.pt", help="with --run: the checkpoint")
     args = parser.parse_args(argv)
+    if args.run:
+        return write_child(args.run, args.backbone[0], args.out)
     config = autobert.SIZES[args.size]
     backbones = [autobert.load_backbone(name, config.layers) for name in args.backbone]
     rows = [(who, [size, *held]) for who, _, size, held in compare(config, backbones)]

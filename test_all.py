@@ -847,6 +847,9 @@ def test_size_and_cost_of_the_published_models(size, backbone, total, att, flops
     genes = autobert.at_depth(autobert.BACKBONES[backbone], config.layers)
     count = autobert.count_parameters(config, genes)
     assert round(count["total"] / 1e6, 1) == total
+    if size == "small":
+        real = autobert.AutoBert(config, genes)
+        assert count["total"] == sum(p.numel() for p in real.parameters())
     assert att is None or round(count["att"] / 1e6, 2) == att
     assert flops is None or autobert.count_flops(config, genes, 128)["total"] == pytest.approx(flops, rel=2e-3)
 
@@ -1487,6 +1490,25 @@ def test_the_default_is_the_toy_language_at_no_less_than_24_candidates():
     assert (paper.steps, paper.batch, paper.lr, paper.warmup, paper.alpha) == (40_000, 160, 2e-4, 0.02, 0.01)
 
 
+def test_pretraining_can_begin_from_a_super_net(finished, toy, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    supernet.main(["autobert-zero", "--run", str(finished[0]), "--out", "child.pt"])
+    child, words = autobert.load_checkpoint("child.pt")
+    slots = autobert.load_tensors(finished[0] / "supernet.pt")["slots"]
+    assert child.encoder.config.kernel_chain and words.vocab_size == 300
+    assert all(torch.equal(p, supernet.window(slots[name], p.shape)) for name, p in child.state_dict().items())
+    autobert.main(["pretrain", "--init", "child.pt", "--corpus", str(toy / "held-out.txt"), "--steps", "2", "--batch", "4",
+                   "--out", "warm.pt", "--device", "cpu", "--checkpointing", "--fast", "never"])
+    warm, _ = autobert.load_checkpoint("warm.pt")
+    assert warm.encoder.backbone == child.encoder.backbone and warm.encoder.config.checkpointing
+    moved = sum(not torch.equal(a, b) for a, b in zip(warm.state_dict().values(), child.state_dict().values()))
+    assert moved > 10
+    for arguments, says in ((["--init", "child.pt", "--size", "small"], "4 layers of 64; size small has 12 of 256"),
+                            (["--init", "none.pt"], "none.pt")):
+        with pytest.raises(UserError, match=says):
+            autobert.main(["pretrain", "--corpus", str(toy / "held-out.txt"), "--out", "x.pt", *arguments])
+
+
 # ---- Bad input: one line, exit 2, nothing half-written ----
 
 
@@ -1542,6 +1564,7 @@ def test_the_default_is_the_toy_language_at_no_less_than_24_candidates():
     ("autobert.py pretrain --corpus {toy}/held-out.txt --out {here}/one.txt", "exists"),
     ("autobert.py", "command"),
     ("supernet.py nobody bert", "'nobody'"),
+    ("supernet.py bert --run {here}", "supernet.pt"),
     ("ops.py Q@K(", "does not parse"),
     ("data.py toy {here}", "not empty"),
     ("data.py show --corpus {here}/none.txt", "none.txt"),
