@@ -140,7 +140,7 @@ class OperationPriority:
 
     def __init__(self, alpha=None, tau=None):
         self.alpha, self.tau = alpha, tau
-        self.scores, self.pending = [], 0  # of M; rejected ones that wait for a first finite score
+        self.scores = []  # of M
         self.tables = collections.defaultdict(lambda: collections.defaultdict(list))  # place -> choice -> scores
         self.drawn = {}  # place -> p, until the next observation
 
@@ -351,7 +351,8 @@ def evolve(settings, layers, fitness, probe=lambda candidate: None, note=lambda 
         judge()
     counted = 0
     for round_ in range(1, settings.rounds + 1):  # l.3; CHOICE: l.13's "until convergence" is a number of rounds
-        for candidate in everyone[counted:]:  # l.12: the tables hold M_0 before the first mutation
+        # l.12: the tables hold M_0 before the first mutation; the rejected come last, when the worst score is known
+        for candidate in sorted(everyone[counted:], key=lambda c: c.score is None):
             tables.observe(candidate.backbone, candidate.score)
         counted = len(everyone)
         note(f"round {round_}", counts, tables)

@@ -1335,6 +1335,18 @@ def test_what_the_probe_turns_away_is_replaced_and_counted():
     assert sum(c.number is not None for c in history) == 46
 
 
+def test_the_tables_see_every_candidate_and_the_rejected_as_the_worst():
+    seen = []
+
+    def note(event, what, tables):
+        if event == "round 1":
+            seen.extend(score for table in tables.tables.values() for scores in table.values() for score in scores)
+            seen.append(len(tables.scores))
+    opnas.evolve(SETTINGS, 4, pretend(lambda backbone: 0.3 + 0.5 * convolutions(backbone)),
+                 lambda c: "collapsed" if convolutions(c.backbone) == 0.5 else None, note)
+    assert seen[-1] == 10 and 0.3 <= min(seen[:-1]) and max(seen[:-1]) <= 0.8
+
+
 def test_a_probe_that_turns_everything_away_does_not_hang_the_search():
     settings = replace(SETTINGS, population=6, rounds=1)
     history = opnas.evolve(settings, 4, pretend(convolutions), lambda candidate: "collapsed")
