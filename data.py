@@ -94,6 +94,8 @@ def run_cli(main):
 def write_beside(path, content):
     """Write str, or what content(file) writes, to a temporary neighbour and rename it: never a half-written file."""
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; expected a file to write")
     neighbour = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
