@@ -787,7 +787,7 @@ def main(argv=None):
         kind = data.number(float if name == "lr" else int, least, data.SEEDS)
         usual = ", ".join(f"{size} {getattr(preset, name):,}" for size, preset in PRETRAIN.items())
         two.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, help=f"default: {usual}")
-    two.add_argument("--init", help="checkpoint to begin from; it brings backbone and tokenizer (see supernet.py --run)")
+    two.add_argument("--init", help="checkpoint to start from with its backbone and tokenizer (see supernet.py --run)")
     two.add_argument("--fast", choices=("auto", "always", "never"), default="auto",
                      help="fused attention and conv1d: where measured faster, always, or the plain definitions")
     two.add_argument("--checkpointing", action="store_true", help="less memory, more time: keep only layers' inputs")

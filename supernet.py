@@ -106,7 +106,7 @@ def compare(config, backbones):
 
 
 def write_child(run, name, out):
-    """Write a checkpoint of a backbone with its copies of a finished search's super-net, for autobert.py pretrain --init.
+    """Write a checkpoint of a backbone with its copies of a search's super-net, for autobert.py pretrain --init.
 
     So the paper's second AutoBERT-Zero row begins (Table 2); its first one begins from random weights.
     """
@@ -129,7 +129,7 @@ def main(argv=None):
     parser = data.Parser(description=__doc__.split("\n")[0])
     parser.add_argument("backbone", nargs="*", default=["autobert-zero", "bert"], help="names or backbone files")
     parser.add_argument("--size", choices=autobert.SIZES, default="toy", help="of the super-net that is shown")
-    parser.add_argument("--run", help="a search's folder: write the first backbone with that super-net's weights to --out")
+    parser.add_argument("--run", help="a search's folder: write the backbone with its super-net's weights to --out")
     parser.add_argument("--out", default="child.pt", help="with --run: the checkpoint")
     args = parser.parse_args(argv)
     if args.run:

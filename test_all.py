@@ -1509,8 +1509,8 @@ def test_pretraining_can_begin_from_a_super_net(finished, toy, tmp_path, capsys,
     slots = autobert.load_tensors(finished[0] / "supernet.pt")["slots"]
     assert child.encoder.config.kernel_chain and words.vocab_size == 300
     assert all(torch.equal(p, supernet.window(slots[name], p.shape)) for name, p in child.state_dict().items())
-    autobert.main(["pretrain", "--init", "child.pt", "--corpus", str(toy / "held-out.txt"), "--steps", "2", "--batch", "4",
-                   "--out", "warm.pt", "--device", "cpu", "--checkpointing", "--fast", "never"])
+    autobert.main(["pretrain", "--init", "child.pt", "--corpus", str(toy / "held-out.txt"), "--steps", "2",
+                   "--batch", "4", "--out", "warm.pt", "--device", "cpu", "--checkpointing", "--fast", "never"])
     warm, _ = autobert.load_checkpoint("warm.pt")
     assert warm.encoder.backbone == child.encoder.backbone and warm.encoder.config.checkpointing
     moved = sum(not torch.equal(a, b) for a, b in zip(warm.state_dict().values(), child.state_dict().values()))
