@@ -381,7 +381,7 @@ def _operands(rng, op, slots, open_, fresh, least, goal):
         out = OPS[op].type(*(slots[a] for a in args))
         if out and out == (goal or out) and len(open_.intersection(args)) >= least:
             # CHOICE: prefer what nothing has read yet; x + x, cos(x, x), dist(x, x) and a second dist are damped, not
-            # forbidden: without this they are in half of all draws
+            # forbidden: else they crowd the draws, for they always fit
             weight = math.prod(8 if a in open_ else 3 if a in fresh else 1 for a in args)
             choices[args] = weight * (0.03 if args[0] == args[-1] and op in ("add", "cos", "dist") else 1)
     return rng.choices(list(choices), list(choices.values()))[0] if choices else None

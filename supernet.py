@@ -28,7 +28,7 @@ import data
 # ---- The sharing rule ----
 
 SHARING = (  # part of a parameter's name: who holds the same slot. The first that fits counts.
-    (".attention.inputs.", "attention layers at this depth that read this input (Q, K, V or P)"),
+    (".attention.inputs.", "attention layers here that read this input (Q, K, V or P)"),
     (".attention.", "attention layers here: W_O and the LayerNorm behind"),
     (".convolution.kernel", "convolutions here: all 65 taps, or the centre 31 that smaller kernels are made of"),
     (".convolution.transforms.",
@@ -83,8 +83,8 @@ class SuperNet:
 def write_order(scores):
     """Indices of a round's children as they write back: ascending score, so the best that holds a slot wins it.
 
-    Ties: the earlier child wins. CHOICE: the paper only says "updated after each round". The mean of the children, or
-    one after another in order of training, left a worse super-net: one collapsed child poisons the rest.
+    Ties: the earlier child wins. CHOICE: the paper only says "updated after each round". With the mean of the children,
+    or one after another in order of training, a single collapsed child could spoil what all later ones start from.
     Example: [0.5, 0.7, 0.5] -> [2, 0, 1]
     """
     return sorted(range(len(scores)), key=lambda i: (scores[i], -i))
@@ -139,7 +139,7 @@ def main(argv=None):
     rows = [(who, [size, *held]) for who, _, size, held in compare(config, backbones)]
     rows.append(("all", map(sum, zip(*(counts for _, counts in rows)))))
     print(f"A super-net of {config.layers} layers, d {config.hidden}: "
-          "parameters by who shares a slot, and how many each holds\n")
+          "parameters by who shares a slot, and how many each holds\n(here: in the same layer)\n")
     print("  " + "".join(f"{title:>14}" for title in ("super-net", *(name[-13:] for name in args.backbone))))
     for who, counts in rows:
         print("  " + "".join(f"{count:>14,}" for count in counts) + f"   {who}")
