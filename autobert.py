@@ -14,6 +14,7 @@ Read after ops.py and data.py; then supernet.py or glue.py.
 """
 import argparse
 import contextlib
+import html
 import json
 import math
 import os
@@ -520,12 +521,15 @@ def save_tensors(path, content):
     data.write_beside(path, lambda file: torch.save(content, file))
 
 
-def load_tensors(path, device="cpu"):
-    """What save_tensors wrote, else UserError; only tensors and plain values are ever read (weights_only)."""
+def load_tensors(path, device="cpu", mapped=False):
+    """What save_tensors wrote, else UserError; only tensors and plain values are ever read (weights_only).
+
+    mapped: tensors stay in the file until they are used, and take no memory.
+    """
     if not os.path.isfile(path):
         raise UserError(f"checkpoint {str(path)!r}: no such file")
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location=device, weights_only=True, mmap=mapped)
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, EOFError, OSError,
             pickle.UnpicklingError) as error:  # what torch raises for one broken file or another
         raise UserError(f"checkpoint {str(path)!r}: broken or not a checkpoint ({_brief(error)})") from None
@@ -693,6 +697,90 @@ def picture(backbone):
         y, right = y + 28 * len(taken) + 14, max(right, 128 + 104 * max(column))
     return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{right + 16}" height="{y}" role="img" '
             f'aria-label="backbone of {len(backbone)} layers">{STYLE}\n' + "\n".join(parts) + "\n</svg>\n")
+
+
+# Of each line: its colour in light and in dark, after Okabe and Ito (colour-blind readers see six, too), and its dashes
+LINES = (("#0072b2", "#56b4e9", "none"), ("#d55e00", "#ff9d5c", "8 4"), ("#007a5a", "#2fcf9f", "1 5"),
+         ("#b2508a", "#e8a0c8", "9 4 1 4"), ("#806000", "#f0e442", "16 5"), ("#555", "#c0c0c0", "4 4"))
+_light, _dark = ("".join(f".chart .s{i}{{color:{line[mode]}}}" for i, line in enumerate(LINES)) for mode in (0, 1))
+CHART = f"""<style>.chart text{{font:12px system-ui,sans-serif;fill:#222}}.chart .title{{font-weight:bold}}
+.chart path{{fill:none;stroke:#ddd}}.chart .line{{stroke:currentColor;stroke-width:2;stroke-linecap:round}}
+.chart .band{{fill:currentColor;fill-opacity:.2;stroke:none}}.chart circle{{fill:currentColor;fill-opacity:.75}}
+.chart .off{{fill:none;stroke:#777}}{_light}
+@media(prefers-color-scheme:dark){{.chart text{{fill:#ddd}}.chart path{{stroke:#3a3f45}}
+.chart .off{{stroke:#aaa}}{_dark}}}</style>"""
+
+
+def axis(values, log=False, whole=False):
+    """(low, high, about five round numbers between) of an axis. Example: [0, 10] -> (-0.4, 10.4, [0, 2, .., 10])
+
+    log: low and high are log10 of what they stand for. whole: the round numbers are whole.
+    """
+    values = [math.log10(v) if log else v for v in values] or [0, 1]
+    low, high, size = min(values), max(values), max(map(abs, values))
+    pad = 0.04 * (high - low) if high - low > 1e-9 * size + 1e-99 else 0.1 * size if size > 1e-99 else 1  # constant
+    low, high = low - pad, high + pad
+    if log:
+        digits, every = ((1, 2, 5), 1) if high - low < 3 else ((1,), math.ceil((high - low) / 6))
+        powers = range(math.floor(low), math.ceil(high) + 1, every)
+        marks = [m * 10.0 ** e for e in powers for m in digits if low <= e + math.log10(m) <= high]
+        return low, high, marks if len(marks) > 1 else axis([10 ** low, 10 ** high])[2][1:-1]
+    power = 10.0 ** math.floor(math.log10((high - low) / 6))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= (high - low) / 6)
+    step = max(step, 1) if whole else step
+    return low, high, [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def chart(title, across, up, series, dots=(), log=False):
+    """Lines as SVG, light or dark as the reader's screen is; no script. What is not finite is left out.
+
+    series: {name: (xs, ys) or (xs, ys, lows, highs)}, the latter with a band behind the line. log: the x axis is.
+    dots: (x, y, kind, tooltip); kind "s0" .. "s5" is the colour of that line, "off" a ring; y None: at the bottom.
+    """
+    def fits(x, *ys):
+        return all(abs(v) < 1e100 for v in (x, *ys)) and (not log or x > 1e-100)  # nan is not less
+
+    lines = {name: [row for row in zip(*columns) if fits(*row)] for name, columns in series.items()}
+    dots = [dot for dot in dots if fits(dot[0], dot[1] or 0)]
+    rows, legend, x, top = [row for line in lines.values() for row in line], [], 80, 44
+    for i, name in enumerate(lines):
+        if x > 80 and x + 40 + 7 * len(name) > 704:
+            x, top = 80, top + 20
+        legend.append(f'<path class="line s{i % 6}" stroke-dasharray="{LINES[i % 6][2]}" d="M{x} {top}h32"/>'
+                      f'<text x="{x + 40}" y="{top + 4}">{html.escape(name)}</text>')
+        x += 64 + 7 * len(name)
+    top += 20
+    left, right, columns = axis([p[0] for p in (*rows, *dots)], log, all(float(row[0]).is_integer() for row in rows))
+    low, high, levels = axis([y for row in rows for y in row[1:]] + [dot[1] for dot in dots if dot[1] is not None])
+
+    def px(x):
+        return round(80 + 624 * ((math.log10(x) if log else x) - left) / (right - left), 1)
+
+    def py(y):
+        return round(top + 240 * (high - y) / (high - low), 1)
+
+    def points(line, column):
+        return [f"{px(row[0])},{py(row[column])}" for row in line]
+
+    parts = [f'<path d="M{px(x)} {top}v245"/><text x="{px(x)}" y="{top + 260}" text-anchor="middle">{x:.6g}</text>'
+             for x in columns]
+    parts += [f'<path d="M75 {py(y)}h629"/><text x="70" y="{py(y) + 4}" text-anchor="end">{y:.6g}</text>'
+              for y in levels]
+    for i, line in enumerate(lines.values()):
+        if line and len(line[0]) == 4:
+            parts.append(f'<path class="band s{i % 6}" d="M{" ".join(points(line, 2) + points(line, 3)[::-1])}Z"/>')
+        if len(line) > 1:
+            parts.append(f'<path class="line s{i % 6}" stroke-dasharray="{LINES[i % 6][2]}" '
+                         f'd="M{" ".join(points(line, 1))}"/>')
+        dots += [(*line[0][:2], f"s{i % 6}", f"{line[0][0]}, {line[0][1]}")] if len(line) == 1 else []
+    parts += [f'<circle class="{kind}" cx="{px(x)}" cy="{py(low if y is None else y)}" r="3.5">'
+              f'<title>{html.escape(tooltip)}</title></circle>' for x, y, kind, tooltip in dots]
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 720 {top + 290}" width="720" '
+            f'role="img" aria-label="{html.escape(title)}">{CHART}\n'
+            f'<text class="title" x="80" y="20">{html.escape(title)}</text>'
+            f'<text x="392" y="{top + 282}" text-anchor="middle">{html.escape(across)}</text>'
+            f'<text transform="translate(16 {top + 120})rotate(-90)" text-anchor="middle">{html.escape(up)}</text>\n'
+            + "\n".join(legend + parts) + "\n</svg>\n")
 
 
 def draw(args):

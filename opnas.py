@@ -13,35 +13,41 @@ how well each op has done there, per layer how well each kernel has.
     python opnas.py                       # toy size, made-up language: search, then judge the winner beside BERT
     python opnas.py --corpus TEXT ... --glue FOLDER --tasks CoLA,RTE
     python opnas.py resume RUN            # go on with a run that was stopped
+    python opnas.py report RUN            # what a run found, so far: as text, and as RUN/report.html
+    python opnas.py compare               # strategies with the same seeds (Fig. 6); --landscapes: in two minutes
+    torchrun --nproc_per_node 8 opnas.py  # candidates judged by eight processes, also on several machines
 
 Read last.
 """
 import argparse
 import collections
-import concurrent.futures
 import contextlib
 import fcntl
 import functools
+import html
 import itertools
 import json
 import math
-import multiprocessing
 import os
+import pickle
 import platform
 import random
+import resource
 import shutil
 import signal
+import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed
 
 import autobert
 import data
@@ -49,7 +55,7 @@ import glue
 import ops
 from autobert import KERNELS, Diverged, kernel_of
 from data import UserError
-from supernet import SuperNet, write_order
+from supernet import SuperNet, write_back
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
@@ -68,12 +74,15 @@ class SearchSettings:
     size: str = option("toy", "model size: " + ", ".join(autobert.SIZES))
     vocab: int = option(data.TOY_VOCAB, "sentencepiece vocabulary")
     tasks: str = option("", "tasks that make the score, e.g. CoLA,RTE; default: the toy language's three")
+    strategy: str = option("op-nas", "how candidates come about (Fig. 6): op-nas, ea+ws, ea-copy, random+ws, random")
     population: int = option(12, "random backbones at the start, |M| (Alg. 1 l.1)")
     parents: int = option(2, "K, the best that are mutated each round (l.4)")
     children: int = option(2, "mutants of each parent (l.5)")
     rounds: int = option(4, "rounds of mutation (l.3)", 0)
     alpha: float | None = option(None, "weight of the UCB bonus; default: 0.1 standard deviations of the scores", 0)
     tau: float | None = option(None, "temperature of p = softmax(u / tau); 1: the literal paper; default: 0.1 sd", 0)
+    write_back: str = option("best", "of a round's children that share a slot: best (the best one's weights), mean")
+    transforms: str = option("on", "small kernels are transformed centres of the 65 taps; off: the bare centres")
     collapse: float = option(0.5, "least token-varying share of the last hidden states before training; 0: any", 0, 1)
     least_gain: float = option(0.05, "nats below the unigram entropy that a learner's held-out MLM loss must end",
                                -math.inf)
@@ -98,9 +107,16 @@ class SearchSettings:
 PRESETS = {
     "toy": SearchSettings(),
     # App. D.1: 100 + 27 * 25 = 775 candidates, 24,000 hours on V100s
-    "paper": SearchSettings("base", 30_000, ",".join(glue.TASKS), 100, 5, 5, 27, alpha=0.01, rows=0, steps=40_000,
-                            cold=1, final_steps=1_000_000, batch=160, n=128, lr=2e-4, warmup=0.02, beta2=0.999,
-                            finetune_lr=2e-5, finetune_batch=32, finetune_warmup=0.01),
+    "paper": SearchSettings("base", 30_000, ",".join(glue.TASKS), population=100, parents=5, children=5, rounds=27,
+                            alpha=0.01, rows=0, steps=40_000, cold=1, final_steps=1_000_000, batch=160, n=128,
+                            lr=2e-4, warmup=0.02, beta2=0.999, finetune_lr=2e-5, finetune_batch=32,
+                            finetune_warmup=0.01),
+}
+PRESETS["small"] = replace(PRESETS["paper"], size="small")  # the same search of a quarter of the size
+
+CHOSEN = {  # text settings that take one of a few values
+    "size": tuple(autobert.SIZES), "strategy": ("op-nas", "ea+ws", "ea-copy", "random+ws", "random"),
+    "select": ("dev", "train"), "write_back": ("best", "mean"), "transforms": ("on", "off"),
 }
 
 
@@ -119,10 +135,9 @@ def check_settings(s):
     tasks = [glue.find_task(task).name for task in s.tasks.split(",")]
     if len(set(tasks)) < len(tasks):
         raise UserError(f"--tasks {s.tasks}: a task is named twice")
-    if s.size not in autobert.SIZES:
-        raise UserError(f"--size {s.size!r}: expected one of {', '.join(autobert.SIZES)}")
-    if s.select not in ("dev", "train"):
-        raise UserError(f"--select {s.select!r}: expected dev or train")
+    for name, choices in CHOSEN.items():
+        if getattr(s, name) not in choices:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(s, name)!r}: expected one of {', '.join(choices)}")
     if s.n > autobert.SIZES[s.size].positions:
         raise UserError(f"--n {s.n}: size {s.size} has {autobert.SIZES[s.size].positions} positions")
     return s
@@ -193,6 +208,11 @@ class OperationPriority:
         return (statistics.fmean(map(math.exp, entropies)) if places else float(len(ops.OPS))), counted
 
 
+def tables_of(settings):
+    """The tables a search begins with. ea+ws and ea-copy draw uniformly, that is with tau = infinity."""
+    return OperationPriority(settings.alpha, math.inf if settings.strategy.startswith("ea") else settings.tau)
+
+
 def _draw(rng, p):
     return rng.choices(list(p), list(p.values()))[0]
 
@@ -216,16 +236,17 @@ def grow(tables, rng, counts):
     return ops.formula(ops.random_dag(rng))
 
 
-def mutate_inter(backbone, tables, rng, counts):
+def mutate_inter(backbone, tables, rng, counts, copy=False):
     """MutationInterLayer (l.6): with p = 1/2 flip the type of a uniformly chosen layer, its content drawn by UCB.
 
     CHOICE: the paper calls it random; what the new layer holds is drawn from the tables like any other op or kernel.
+    copy: a new attention is instead the same as another layer's, if there is one (a control, see compare).
     """
     if rng.random() < 0.5:
         return backbone
-    layer = rng.randrange(len(backbone))
+    layer, others = rng.randrange(len(backbone)), [gene for gene in backbone if not kernel_of(gene)]
     if kernel_of(backbone[layer]):
-        gene = grow(tables, rng, counts)
+        gene = rng.choice(others) if copy and others else grow(tables, rng, counts)
     else:
         gene = f"conv {_draw(rng, tables.p(('layer', layer)))}"
     return (*backbone[:layer], gene, *backbone[layer + 1:])
@@ -281,9 +302,9 @@ def mutate_intra(backbone, tables, rng, counts):
     return (*backbone[:layer], gene, *backbone[layer + 1:])
 
 
-def mutate(parent, tables, rng, seen, counts):
+def mutate(parent, tables, rng, seen, counts, copy=False):
     """A child of a backbone (l.6, l.7): legal, changed, never seen. After 200 tries a layer grows anew, counted."""
-    between = mutate_inter(parent, tables, rng, counts)
+    between = mutate_inter(parent, tables, rng, counts, copy)
     for _ in range(200):
         child = mutate_intra(between, tables, rng, counts)
         if child not in (None, between) and child not in seen:
@@ -300,7 +321,10 @@ def mutate(parent, tables, rng, seen, counts):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One backbone on its way: number None if the probe turned it away; score None until judged, or if rejected."""
+    """One backbone on its way: number None if the probe turned it away; score None until judged, or if rejected.
+
+    seconds: what judging it took; overhead: of these, neither pre-training nor fine-tuning.
+    """
     number: int | None
     round: int
     parent: int | None
@@ -309,16 +333,17 @@ class Candidate:
     reason: str = ""
     mlm: float | None = None
     seconds: float = 0.0
+    overhead: float = 0.0
     tasks: tuple = ()
 
 
 def evolve(settings, layers, fitness, probe=lambda candidate: None, note=lambda *_: None):
-    """Algorithm 1. Returns every candidate, rejected ones too, in order.
+    """Algorithm 1, or another strategy of Fig. 6. Returns every candidate, rejected ones too, in order.
 
     fitness(batch) yields the judged Candidates of a batch, which share one snapshot of the super-net (l.8, l.9).
     probe(candidate): None, or why it is turned away before that. note(event, candidate or counts, tables) reports.
     """
-    rng, tables = random.Random(settings.seed), OperationPriority(settings.alpha, settings.tau)
+    rng, tables = random.Random(settings.seed), tables_of(settings)
     everyone, seen, counts, size = [], set(), collections.Counter(), settings.parents * settings.children
 
     def propose(make, round_, parent=None):
@@ -358,11 +383,12 @@ def evolve(settings, layers, fitness, probe=lambda candidate: None, note=lambda 
         note(f"round {round_}", counts, tables)
         scored = sorted((c for c in everyone if c.score is not None), key=lambda c: (-c.score, c.number))
         batch = []
-        for parent in scored[:settings.parents]:  # l.4, l.5
+        for parent in scored[:0 if settings.strategy.startswith("random") else settings.parents]:  # l.4, l.5
             for _ in range(settings.children):
-                make = functools.partial(mutate, parent.backbone, tables, rng, seen, counts)  # l.6, l.7
+                make = functools.partial(mutate, parent.backbone, tables, rng, seen, counts,
+                                         settings.strategy == "ea-copy")  # l.6, l.7
                 propose(make, round_, parent.number)
-        while len(batch) < size:  # too few have a score to be parents
+        while len(batch) < size:  # random search, or too few have a score to be parents
             propose(fresh, round_)
         judge()  # l.8, l.9, l.11
     note("end", counts, tables)
@@ -385,6 +411,7 @@ class Bench:
         documents, held_out = data.split_held_out(data.load_corpus(corpus, self.tokenizer))
         self.batches = data.PretrainingData(documents, s.n, s.batch, self.config.vocab, s.seed)
         self.held_out = data.PretrainingData(held_out, s.n, 64, self.config.vocab, s.seed)
+        self.probed = data.PretrainingData(held_out, s.n, 16, self.config.vocab, s.seed).batch(0)
         tokens = np.bincount(np.concatenate([sentence for document in documents for sentence in document]))
         share = tokens[tokens > 0] / tokens.sum()
         self.unigram = float(-(share * np.log(share)).sum())  # nats: what knowing only the words' frequencies gives
@@ -411,7 +438,7 @@ class Bench:
         """
         with autobert.seeded(self.s.seed):
             model = autobert.Pretraining(self.config, backbone).to(self.device).eval()
-        batch = autobert.to_device(self.held_out.batch(0), self.device)
+        batch = autobert.to_device(self.probed, self.device)
         loss, _ = model(batch)
         loss.backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -440,23 +467,40 @@ class Bench:
     def judge(self, candidate, steps, offset):
         """Alg. 1 l.8 and l.9: the candidate with score and tasks, or with the reason why it was rejected.
 
-        Its pre-trained weights, never the fine-tuned ones, are left in children/NUMBER.pt for the write-back.
+        What it found is left in children/NUMBER.tsv, and for the write-back its pre-trained weights, never the
+        fine-tuned ones, in children/NUMBER.pt.
         """
-        start = time.time()
-        net = SuperNet(self.config, slots=autobert.load_tensors(self.folder / "supernet.pt")["slots"])
-        child, mlm, tasks, reason = net.child(candidate.backbone), None, (), ""
-        del net
+        start, s, kept = time.time(), self.s, self.folder / "children" / f"{candidate.number}.pt"
+        child, mlm, tasks, reason = self.start(candidate.backbone), None, (), ""
+        ready = time.time()
+        saving = 0.0
         try:
-            mlm = self.train(child, steps, offset, self.s.seed)
-            if not mlm < self.unigram - self.s.least_gain:
+            mlm = self.train(child, steps, offset, s.seed)
+            # at random search's budget hardly any backbone learns from scratch: only shared weights make it telling
+            if s.strategy != "random" and not mlm < self.unigram - s.least_gain:
                 reason = "no learning"
             else:
-                autobert.save_tensors(self.folder / "children" / f"{candidate.number}.pt", child.state_dict())
-                tasks = self.finetune(child, self.s.seed)
+                before = time.time()
+                if s.strategy != "random":
+                    autobert.save_tensors(kept, child.state_dict())
+                saving = time.time() - before
+                tasks = self.finetune(child, s.seed)
         except Diverged:
             reason, tasks = "diverged", ()
         score = statistics.fmean(score for _, score in tasks) if tasks else None
-        return replace(candidate, score=score, reason=reason, mlm=mlm, tasks=tasks, seconds=time.time() - start)
+        judged = replace(candidate, score=score, reason=reason, mlm=mlm, tasks=tasks, seconds=time.time() - start,
+                         overhead=ready - start + saving)
+        data.write_beside(kept.with_suffix(".tsv"), to_row(judged) + "\n")
+        return judged
+
+    def start(self, backbone):
+        """The model that a candidate's training starts from: with the super-net's weights, or random ones."""
+        if self.s.strategy == "random":
+            with autobert.seeded(self.s.seed):
+                return autobert.Pretraining(self.config, backbone)
+        # the file is mapped, not read: no second super-net in memory, only the slots that the child copies
+        slots = autobert.load_tensors(self.folder / "supernet.pt", mapped=True)["slots"]
+        return SuperNet(self.config, slots=slots, transforms=self.s.transforms == "on").child(backbone)
 
     def final(self, name, backbone, seed):
         """Full training from scratch: {"name", "seed", "mlm", "tasks"}; the weights go to NAME-SEED.pt.
@@ -478,12 +522,91 @@ class Bench:
 _bench = None  # of this process
 
 
-def _open(folder, device, child=True):
-    global _bench
-    torch.set_num_threads(1)  # one thread each, so that the result is the same for any number of workers
-    if child:
-        threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
-    _bench = Bench(folder, device)
+class Team:
+    """The processes that judge candidates: this one, rank 0, and followers that --workers or torchrun started.
+
+    They meet in torch.distributed's key-value store and in the run's folder, which every machine must see: rank 0
+    puts up a batch of jobs, each process takes the next one that nobody has, until none is left. Which process does a
+    job changes nothing, so the results are the same for any number of them.
+    """
+
+    def __init__(self, workers, device, argv):
+        """Starts workers - 1 followers with the same command line, or takes the place that torchrun gave."""
+        self.folder, self.device, self.batch, self.processes, self.memory = None, device, 0, [], {}
+        torch.set_num_threads(1)  # each, so that the result is the same for any number of processes
+        self.store, self.size = None, int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ else workers
+        if "RANK" not in os.environ and workers > 1:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))
+            for rank in map(str, range(1, workers)):
+                env = {**os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(workers), STARTED_HERE: "1"}
+                self.processes.append(subprocess.Popen([sys.executable, os.path.abspath(__file__), *argv], env=env,
+                                                       stdin=subprocess.PIPE, start_new_session=True))
+
+    def open(self, folder):
+        """All jobs from here on are done with the Bench of this run."""
+        global _bench
+        self.folder, _bench = str(folder), Bench(folder, _own_device(self.device))
+        if self.size > 1 and not self.store:
+            self.store = _store(0, self.size)
+
+    def map(self, jobs):
+        """Yield the results of jobs (method of Bench, *arguments) in order, as they come."""
+        jobs = list(jobs)
+        if not self.store or not jobs:
+            yield from (_do(job) for job in jobs)
+            return
+        self.batch += 1
+        self.store.set(f"jobs {self.batch}", pickle.dumps((self.folder, self.device, jobs)))
+        todo, results = _claims(self.store, self.batch, len(jobs)), {}
+        for i in range(len(jobs)):
+            while i not in results and not self.store.check([f"{self.batch}.{i}"]):
+                mine = next(todo, None)
+                if mine is not None:
+                    results[mine] = _do(jobs[mine])
+                elif any(process.poll() is not None for process in self.processes):
+                    raise WorkerDied
+                else:
+                    time.sleep(0.01)
+            if i not in results:
+                rank, memory, results[i] = pickle.loads(self.store.get(f"{self.batch}.{i}"))
+                self.memory[rank] = memory
+            if isinstance(results[i], Exception):
+                raise results[i]
+            yield results[i]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self.store and not error[0]:
+            self.store.set(f"jobs {self.batch + 1}", pickle.dumps(None))
+            late = time.time() + 20
+            while self.store.add("gone", 0) < self.size - 1 and time.time() < late:
+                time.sleep(0.01)
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+STARTED_HERE = "AUTOBERT_STARTED_HERE"  # set for followers that --workers started, not torchrun
+
+
+class WorkerDied(Exception):
+    """A follower ended without having been told to."""
+
+
+def _store(rank, size):
+    """torch.distributed's store, from the environment that torchrun sets."""
+    return next(torch.distributed.rendezvous("env://", rank=rank, world_size=size))[0]
+
+
+def _own_device(kind):
+    """This process' device: on a machine with several GPUs each takes its own."""
+    if kind == "cuda":
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    return kind
 
 
 def _do(job):
@@ -491,51 +614,63 @@ def _do(job):
     return getattr(_bench, method)(*arguments)
 
 
-class Pool:
-    """map(jobs): the results in order as they come, from `workers` processes, or from this one if that is 1."""
+def _claims(store, batch, count):
+    """Numbers of jobs for this process, each handed to one process only."""
+    while (i := store.add(f"claimed {batch}", 1) - 1) < count:
+        yield i
 
-    def __init__(self, folder, device, workers):
-        _open(folder, device, child=False)
-        self.pool = None
-        if workers > 1:
-            self.pool = concurrent.futures.ProcessPoolExecutor(
-                workers, multiprocessing.get_context("spawn"), _open, (folder, device))
 
-    def map(self, jobs):
-        if not self.pool:
-            return map(_do, jobs)
-        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # for new workers: Ctrl-C is the parent's to handle
-        try:
-            return self.pool.map(_do, jobs)
-        finally:
-            signal.signal(signal.SIGINT, heard)
+def memory_peak():
+    """Bytes of the largest resident memory this process has had, and of GPU memory if it used any."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, gpu
 
-    def __enter__(self):
-        return self
 
-    def __exit__(self, *error):
-        if self.pool:
-            if error[0]:
-                for process in multiprocessing.active_children():
-                    process.terminate()
-            self.pool.shutdown(cancel_futures=True)
+def follow():
+    """What a process of rank 1 or more does: jobs of rank 0, until it says that there are no more."""
+    global _bench
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is rank 0's to handle
+    if STARTED_HERE in os.environ:  # the leader holds the other end of stdin; when it dies, however it dies, that closes
+        threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(1)), daemon=True).start()
+    torch.set_num_threads(1)
+    rank, folder = int(os.environ["RANK"]), None
+    with contextlib.suppress(torch.distributed.DistError):  # rank 0 is gone; it, or torchrun, has said why
+        store = _store(rank, int(os.environ["WORLD_SIZE"]))
+        for batch in itertools.count(1):
+            while not store.check([f"jobs {batch}"]):
+                time.sleep(0.01)
+            told = pickle.loads(store.get(f"jobs {batch}"))
+            if told is None:
+                store.add("gone", 1)
+                return
+            for i in _claims(store, batch, len(told[2])):
+                try:
+                    if folder != told[0]:
+                        folder, _bench = told[0], Bench(told[0], _own_device(told[1]))
+                    result = _do(told[2][i])
+                except Exception as error:  # whatever it is, rank 0 raises it  # noqa: BLE001
+                    result = error
+                store.set(f"{batch}.{i}", pickle.dumps((rank, memory_peak(), result)))
 
 
 # ---- A run and its folder ----
 
-COLUMNS = ("cand", "round", "parent", "score", "reason", "mlm", "seconds", "tasks", "backbone")
+COLUMNS = ("cand", "round", "parent", "score", "reason", "mlm", "seconds", "overhead", "tasks", "backbone")
 
 
 def to_row(c):
     """A Candidate as a line of candidates.tsv; from_row reads it back exactly."""
     tasks = " ".join(f"{task}={score!r}" for task, score in c.tasks)
-    cells = (c.number, c.round, c.parent, c.score, c.reason, c.mlm, f"{c.seconds:.2f}", tasks, " | ".join(c.backbone))
+    cells = (c.number, c.round, c.parent, c.score, c.reason, c.mlm, f"{c.seconds:.2f}",
+             f"{c.overhead:.2f}", tasks, " | ".join(c.backbone))
     return "\t".join("-" if cell in (None, "") else str(cell) for cell in cells)  # str of a float reads back exactly
 
 
 def from_row(line):
     """The Candidate of a line of candidates.tsv."""
-    number, round_, parent, score, reason, mlm, seconds, tasks, backbone = (
+    number, round_, parent, score, reason, mlm, seconds, overhead, tasks, backbone = (
         None if cell == "-" else cell for cell in line.split("\t"))
     value = lambda kind, cell: None if cell is None else kind(cell)  # noqa: E731
     pairs = (pair.split("=") for pair in (tasks or "").split())
@@ -543,7 +678,7 @@ def from_row(line):
         raise ValueError(f"score {score}")
     return Candidate(value(int, number), int(round_), value(int, parent), tuple(backbone.split(" | ")),
                      value(float, score), reason or "", value(float, mlm), float(seconds),
-                     tuple((task, float(x)) for task, x in pairs))
+                     float(overhead), tuple((task, float(x)) for task, x in pairs))
 
 
 def read_settings(folder):
@@ -560,21 +695,29 @@ def read_settings(folder):
         raise UserError(f"{path}: not a run's settings ({type(error).__name__}: {error})") from None
 
 
-def read_log(path):
-    """The Candidates in a run's candidates.tsv, by backbone. A last line that a crash cut short is dropped."""
-    header, known = "\t".join(COLUMNS) + "\n", {}
-    content = path.read_bytes() if path.exists() else header.encode()
-    content = content[:content.rfind(b"\n") + 1]
-    for number, line in enumerate(content.split(b"\n")[:-1], 1):
+def read_rows(path):
+    """The Candidates of a file that begins with no header; UserError with the line that is none."""
+    rows = path.read_bytes().split(b"\n")
+    rows.pop()  # behind the last line feed: nothing, or a line that a crash cut short
+    for number, line in enumerate(rows, 1):
         try:
-            if number == 1 and line.decode() + "\n" != header:
-                raise ValueError("no header")
-            if number > 1:
+            if line.decode() != "\t".join(COLUMNS) or number > 1:
                 candidate = from_row(line.decode())
-                known[autobert.check_backbone(candidate.backbone)] = candidate
+                yield replace(candidate, backbone=autobert.check_backbone(candidate.backbone))
         except (ValueError, AttributeError, TypeError, UserError) as error:
             raise UserError(f"{path}:{number}: not a candidate ({error}); expected {' '.join(COLUMNS)}") from None
-    data.write_beside(path, content.decode() or header)
+
+
+def read_log(path, mend=True):
+    """The Candidates in a run's candidates.tsv, by backbone. mend: a last line that a crash cut short is removed."""
+    header = "\t".join(COLUMNS)
+    content = path.read_bytes() if path.exists() else b""
+    if content and not content.startswith(header.encode()):
+        raise UserError(f"{path}:1: no header; expected {' '.join(COLUMNS)}")
+    known = {c.backbone: c for c in read_rows(path)} if content else {}
+    if mend:
+        kept = content[:content.rfind(b"\n") + 1].decode()
+        data.write_beside(path, kept or header + "\n")
     return known
 
 
@@ -586,14 +729,17 @@ class Run:
     generation, that is the last batch of candidates that started from one and the same super-net.
     """
 
-    def __init__(self, folder, pool):
-        self.folder, self.pool, self.log = Path(folder), pool, Path(folder) / "candidates.tsv"
-        self.known = read_log(self.log)
+    def __init__(self, folder, team):
+        self.folder, self.team, self.log = Path(folder), team, Path(folder) / "candidates.tsv"
+        self.known, self.waited = read_log(self.log), 0.0
+        (self.folder / "children").mkdir(exist_ok=True)
+        # judged, but not in the log yet when the run was killed
+        self.ready = {c.backbone: c for path in (self.folder / "children").glob("[0-9]*.tsv") for c in read_rows(path)}
         if not (self.folder / "supernet.pt").exists():
-            self.save(SuperNet(_bench.config, _bench.s.seed), generation=0, offset=0, warm=False)
+            self.save(self.new_net(_bench.s.seed), generation=0, offset=0, warm=False)
         self.saved, self.generation = autobert.load_tensors(self.folder / "supernet.pt"), 0
         with torch.device("meta"):
-            shapes = {name: slot.shape for name, slot in SuperNet(_bench.config).slots.items()}
+            shapes = {name: slot.shape for name, slot in self.new_net().slots.items()}
         try:
             if {name: slot.shape for name, slot in self.saved["slots"].items()} != shapes:
                 raise ValueError("slots of another size")
@@ -602,6 +748,11 @@ class Run:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{self.folder / 'supernet.pt'}: not this run's super-net ({error})") from None
         self.net = SuperNet(_bench.config, slots=self.saved["slots"])
+
+    @staticmethod
+    def new_net(seed=0):
+        """A super-net of this run's size."""
+        return SuperNet(_bench.config, seed, transforms=_bench.s.transforms == "on")
 
     def save(self, net, **state):
         """The snapshot with the generations it has absorbed, the text batches they used, and whether anyone wrote."""
@@ -629,37 +780,59 @@ class Run:
 
     def fitness(self, batch):
         """For evolve: judge a batch from one snapshot of the super-net, then write its weights back."""
-        todo = [c for c in batch if c.backbone not in self.known]
+        todo = [c for c in batch if c.backbone not in self.known and c.backbone not in self.ready]
         if todo and self.generation < self.saved["generation"]:
             raise UserError(f"{self.log}: candidate {todo[0].number} is missing though supernet.pt has its weights; "
                             "expected the log and settings of one and the same run")
-        # CHOICE: children of an untrained super-net train longer, or none would be told from one that learns nothing
-        steps = _bench.s.steps * (1 if self.saved["warm"] else _bench.s.cold)
-        found = iter(self.pool.map([("judge", c, steps, self.saved["offset"]) for c in todo]))
+        steps = self.steps()
+        found = self.team.map([("judge", c, steps, self.saved["offset"]) for c in todo])
         judged = []
         for candidate in batch:
             if candidate.backbone in self.known:
                 judged.append(self.known[candidate.backbone])
             else:
-                judged.append(next(found))
+                start = time.time()
+                judged.append(self.ready.get(candidate.backbone) or next(found))
+                self.waited += time.time() - start
                 self.write(judged[-1])
             yield judged[-1]
         self.generation += 1
         if self.generation > self.saved["generation"]:
             good = [c for c in judged if c.score is not None]
-            for i in write_order([c.score for c in good]):
-                self.net.absorb(autobert.load_tensors(self.folder / "children" / f"{good[i].number}.pt"))
+            if _bench.s.strategy != "random":
+                load = lambda c: autobert.load_tensors(self.folder / "children" / f"{c.number}.pt")  # noqa: E731
+                write_back(self.net, [(c.score, functools.partial(load, c)) for c in good], _bench.s.write_back)
             self.save(self.net, generation=self.generation, offset=self.saved["offset"] + steps,
                       warm=self.saved["warm"] or bool(good))
-        for c in judged:
-            (self.folder / "children" / f"{c.number}.pt").unlink(missing_ok=True)
+            for path in (self.folder / "children").iterdir():
+                path.unlink(missing_ok=True)
+
+    def steps(self):
+        """Pre-training steps of the next candidates.
+
+        CHOICE: children of an untrained super-net train longer, or none would be told from one that learns nothing.
+        Random search from scratch takes as many steps in all as the others, the same number for every candidate.
+        """
+        s = _bench.s
+        if s.strategy == "random":
+            size = s.parents * s.children
+            total = s.population + s.rounds * size
+            return round(s.steps * (1 + (s.cold - 1) * min(size, s.population) / total))
+        return s.steps * (1 if self.saved["warm"] else s.cold)
+
+
+def changes(backbone, parent=None):
+    """The layers of a backbone that its parent, a Candidate, has not; without one all. Example: L2 conv 3"""
+    old = parent.backbone if parent else ()
+    pairs = enumerate(itertools.zip_longest(backbone, old[:len(backbone)]), 1)
+    return " ".join(f"L{i} {gene}" for i, (gene, before) in pairs if gene != before)
 
 
 class Progress:
     """Prints one line a candidate and one a round."""
 
     def __init__(self):
-        self.best, self.rejected, self.backbones = None, 0, {}
+        self.best, self.rejected, self.judged = None, 0, {}
 
     def __call__(self, event, what, tables):
         perplexity, counted = tables.perplexity()
@@ -674,37 +847,45 @@ class Progress:
             return
         if what.score is not None and (self.best is None or what.score > self.best):
             self.best = what.score
-        self.backbones[what.number] = what.backbone
-        old = self.backbones.get(what.parent, (None,) * len(what.backbone))
-        pairs = enumerate(zip(what.backbone, old), 1)
-        changed = " ".join(f"L{i} {gene}" for i, (gene, before) in pairs if gene != before)
+        self.judged[what.number] = what
         score = f"score={what.score:.3f}" if what.score is not None else f"rejected: {what.reason}"
         print(f"cand={what.number} round={what.round} parent={'-' if what.parent is None else what.parent} {score} "
               f"best={self.best or 0:.3f} rejected={self.rejected} ppl={perplexity:.1f} "
-              f"{what.seconds:.1f}s | {changed}", flush=True)
+              f"{what.seconds:.1f}s | {changes(what.backbone, self.judged.get(what.parent))}", flush=True)
 
 
-def finals(run, winner):
-    """Train the winner, bert and autobert-zero from scratch with one budget, and judge them. -> [result, ...]"""
-    s, layers = _bench.s, _bench.config.layers
-    backbones = {"best": winner.backbone, **{name: autobert.at_depth(autobert.BACKBONES[name], layers)
-                                             for name in ("bert", "autobert-zero")}}
-    path = run.folder / "finals.json"
+def read_finals(path):
+    """The results of the final training so far, as Bench.final gives them; UserError if the file is broken."""
     try:
         results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        done = {(r["name"], r["seed"]) for r in results if {"mlm", "tasks"} <= r.keys()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return [{"name": r["name"], "seed": r["seed"], "mlm": None if r["mlm"] is None else float(r["mlm"]),
+                 "tasks": [(task, float(score)) for task, score in r["tasks"]]}
+                for r in results if {"mlm", "tasks"} <= r.keys()]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: broken ({error!r}); remove it to repeat the final training") from None
+
+
+def final_line(result):
+    """One result of the final training as a line."""
+    tasks = " ".join(f"{task}={score:.3f}" for task, score in result["tasks"])
+    mlm = "diverged" if result["mlm"] is None else f"{result['mlm']:.3f}"
+    return f"final={result['name']} seed={result['seed']} mlm={mlm} {tasks}"
+
+
+def finals(run, backbones):
+    """Train the backbones {name: backbone} from scratch with one budget, and judge them. -> [result, ...]"""
+    s = _bench.s
+    path = run.folder / "finals.json"
+    results = read_finals(path)
+    done = {(r["name"], r["seed"]) for r in results}
     jobs = [("final", name, backbone, seed) for seed in range(s.seed, s.seed + s.final_seeds)
             for name, backbone in backbones.items()]
-    for result in run.pool.map([job for job in jobs if (job[1], job[3]) not in done]):
-        tasks = " ".join(f"{task}={score:.3f}" for task, score in result["tasks"])
-        mlm = "diverged" if result["mlm"] is None else f"{result['mlm']:.3f}"
-        print(f"final={result['name']} seed={result['seed']} mlm={mlm} {tasks}", flush=True)
+    for result in run.team.map([job for job in jobs if (job[1], job[3]) not in done]):
+        print(final_line(result), flush=True)
         results.append(result)
         data.write_beside(path, json.dumps(results, indent=1) + "\n")
     shutil.copyfile(run.folder / f"best-{s.seed}.pt", run.folder / "best.pt")
-    return backbones, results
+    return results
 
 
 def table(config, n, backbones, results):
@@ -726,48 +907,449 @@ def table(config, n, backbones, results):
     return "\n".join(lines)
 
 
-def search(folder, device, workers):
+def evolved(folder, team, note=lambda *_: None):
+    """(the run, all its candidates, the best) on a folder that the team has open; goes on from what is there."""
+    run, start = Run(folder, team), time.time()
+    everyone = evolve(_bench.s, _bench.config.layers, run.fitness, run.probe, note)
+    scored = [c for c in everyone if c.score is not None]
+    if not scored:
+        why = ", ".join(f"{reason} {n}" for reason, n in collections.Counter(c.reason for c in everyone).items())
+        raise UserError(f"{folder}: all {len(everyone)} candidates were rejected ({why}); against no learning "
+                        "help more --steps, against collapsed --collapse 0, against diverged a smaller --lr")
+    run.busy = time.time() - start - run.waited
+    winner = max(scored, key=lambda c: (c.score, -c.number))
+    autobert.save_backbone(run.folder / "best.json", winner.backbone)
+    return run, everyone, winner
+
+
+def search(folder, team):
     """A run from its folder's settings to its table; picks up whatever is there already."""
     start = time.time()
-    with Pool(folder, device, workers) as pool:
-        s = _bench.s
-        (Path(folder) / "children").mkdir(exist_ok=True)
-        print(f"unigram-entropy={_bench.unigram:.3f} tasks={s.tasks} workers={workers} device={device}", flush=True)
-        run = Run(folder, pool)
-        everyone = evolve(s, _bench.config.layers, run.fitness, run.probe, Progress())
-        scored = [c for c in everyone if c.score is not None]
-        if not scored:
-            why = ", ".join(f"{reason} {n}" for reason, n in collections.Counter(c.reason for c in everyone).items())
-            raise UserError(f"{folder}: all {len(everyone)} candidates were rejected ({why}); against no learning "
-                            "help more --steps, against collapsed --collapse 0, against diverged a smaller --lr")
-        winner = max(scored, key=lambda c: (c.score, -c.number))
-        autobert.save_backbone(run.folder / "best.json", winner.backbone)
-        print(f"-- best: cand={winner.number} score={winner.score:.3f} after {time.time() - start:.0f}s; "
-              f"final training of {s.final_steps} steps", flush=True)
-        text = table(_bench.config, s.n, *finals(run, winner))
+    team.open(folder)
+    s = _bench.s
+    print(f"unigram-entropy={_bench.unigram:.3f} tasks={s.tasks} workers={team.size} device={team.device}", flush=True)
+    run, everyone, winner = evolved(folder, team, Progress())
+    seconds = sum(c.seconds for c in everyone)
+    spent = run.busy + sum(c.overhead for c in everyone)
+    print(f"-- best: cand={winner.number} score={winner.score:.3f} after {time.time() - start:.0f}s; "
+          f"{100 * spent / (seconds + run.busy):.1f} % of the work was neither pre-training nor fine-tuning; "
+          f"final training of {s.final_steps} steps", flush=True)
+    layers = _bench.config.layers
+    backbones = {"best": winner.backbone, **{name: autobert.at_depth(autobert.BACKBONES[name], layers)
+                                             for name in ("bert", "autobert-zero")}}
+    text = table(_bench.config, s.n, backbones, finals(run, backbones))
     data.write_beside(run.folder / "table.txt", text + "\n")
-    print(f"\n{text}\n\n{folder}: done in {time.time() - start:.0f}s")
+    peaks = [memory_peak(), *team.memory.values()]
+    gpu = f", {sum(gpu for _, gpu in peaks) / 1e9:.2f} GB on GPUs" if team.device == "cuda" else ""
+    print(f"\n{text}\n\n{folder}: done in {time.time() - start:.0f}s; "
+          f"peak memory {sum(rss for rss, _ in peaks) / 1e9:.2f} GB{gpu} in {len(peaks)} processes")
+
+
+# ---- Report ----
+
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"/><meta name="viewport" content="width=device-width"/><title>{title}</title>
+<style>:root{{color-scheme:light dark;--ink:#1c2128;--dim:#59636e;--line:#d5dbe1;--card:#f5f7f9;--hot:0,114,178}}
+@media(prefers-color-scheme:dark){{:root{{--ink:#e3e7ec;--dim:#9aa4af;--line:#363c44;--card:#1e2329;--hot:30,135,205}}
+body{{background:#14171c}}}}
+body{{color:var(--ink);font:16px/1.5 system-ui,sans-serif;max-width:1040px;margin:2rem auto;padding:0 1rem}}
+h1{{font-size:1.6rem}}h2{{font-size:1.2rem;margin:2.5rem 0 .3rem}}
+b code{{font-weight:400}}p{{color:var(--dim);max-width:75ch;margin:.3rem 0 1rem}}
+.wide{{overflow-x:auto}}.wide svg.chart{{width:100%;max-width:900px;height:auto}}small{{display:block;color:var(--dim)}}
+table{{border-collapse:collapse;font-size:.85rem}}
+th{{text-align:left;font-weight:600;vertical-align:top;padding:.2rem .7rem .2rem 0}}
+td{{padding:.2rem .7rem .2rem 0;vertical-align:top;overflow-wrap:anywhere}}
+.rows tr{{border-bottom:1px solid var(--line)}}
+.heat th{{text-align:center;vertical-align:middle}}
+.heat td{{text-align:center;padding:.15rem .2rem .3rem;border:2px solid transparent;
+background:rgba(var(--hot),var(--a,0));background-clip:padding-box;min-width:2.8rem;font-variant-numeric:tabular-nums}}
+.heat small{{font-size:.68rem;line-height:1.25;color:inherit;white-space:nowrap}}.heat .never{{color:var(--dim)}}
+code,pre{{font:.85rem/1.5 ui-monospace,monospace}}code{{overflow-wrap:anywhere}}
+pre{{background:var(--card);padding:1rem;overflow-x:auto}}
+.tree{{list-style:none;padding:0}}.tree>li{{border-left:3px solid #0072b2;padding:.2rem 0 .6rem 1rem}}
+.tree ul{{color:var(--dim);font-size:.85rem;margin:.3rem 0 0;padding-left:1.2rem}}</style></head><body>
+<h1>{title}</h1>
+{body}
+</body></html>
+"""
+
+
+class Findings:
+    """What the folder of a run tells, finished or not: its files are read, and never written."""
+
+    def __init__(self, folder):
+        self.folder, self.saved = Path(folder), read_settings(folder)
+        self.s = self.saved["settings"]
+        self.everyone = list(read_log(self.folder / "candidates.tsv", mend=False).values())
+        self.results = read_finals(self.folder / "finals.json")
+        self.judged = {c.number: c for c in self.everyone if c.number is not None}
+        self.scored = [c for c in self.judged.values() if c.score is not None]
+        self.reasons = collections.Counter(c.reason for c in self.everyone if c.score is None)
+        self.tables, self.improved, self.family = tables_of(self.s), [], []
+        for c in sorted(self.everyone, key=lambda c: (c.round, c.score is None)):  # as evolve does, see its l.12
+            self.tables.observe(c.backbone, c.score)
+        for c in self.scored:
+            if not self.improved or c.score > self.improved[-1].score:
+                self.improved.append(c)
+        ancestor = best = self.improved[-1] if self.improved else None
+        while ancestor:  # from the winner back to M_0
+            self.family.insert(0, ancestor)
+            known = ancestor.parent is not None and ancestor.parent < ancestor.number
+            ancestor = self.judged.get(ancestor.parent) if known else None
+        self.table = self.folder / "table.txt"
+        self.table = self.table.read_text(encoding="utf-8", errors="replace") if self.table.exists() else ""
+        path = self.folder / "best.json"
+        self.chosen = autobert.load_backbone(str(path)) if path.exists() else None
+        self.winner = self.chosen or (best and best.backbone)
+
+    def facts(self):
+        """[(what, text), ...]: the headlines."""
+        s, done = self.s, len(self.judged)
+        expected = s.population + s.rounds * s.parents * s.children
+        state = "finished" if self.table else (
+            f"search over; {len(self.results)} final trainings done" if self.chosen else
+            "not finished: the search is running, or was stopped")
+        rows = [("state", state), ("candidates", f"{done} of {expected} judged, {len(self.scored)} with a score; "
+                                                 f"{sum(self.reasons.values())} rejected in all")]
+        if self.improved:
+            best, first = self.improved[-1], [c.score for c in self.scored if c.round == 0]
+            rows.append(("best", f"candidate {best.number} of round {best.round}: score {best.score:.3f}"
+                         + (f"; the best random one had {max(first):.3f}" if first else "")))
+            if self.winner != best.backbone:
+                rows.append(("winner", "best.json holds another backbone than the best of candidates.tsv"))
+        else:
+            rows.append(("best", "no candidate has a score yet"))
+        seconds = [c.seconds for c in self.judged.values()] or [0.0]
+        return rows + [("tasks", f"{s.tasks}; a score is their mean, from 0 to 1"),
+                       ("cost", f"{sum(seconds):.0f} s of judging in all, median {statistics.median(seconds):.1f} s "
+                                f"a candidate, at most {max(seconds):.1f} s")]
+
+    def settings(self):
+        """[(name, value, meaning), ...] of all that the run was started with."""
+        rows = [(f.name, getattr(self.s, f.name), f.metadata["help"]) for f in fields(self.s)]
+        rows += [(name, self.saved[name], "") for name in ("corpus", "glue", "toy")]
+        return rows + [("versions", self.saved.get("versions", ""), "of what the run began with")]
+
+    def about(self, c):
+        """A candidate in one line, with the layers that its parent has not, or all."""
+        number = "" if c.number is None else f"cand={c.number} "
+        score = f"score={c.score:.3f}" if c.score is not None else f"rejected: {c.reason}"
+        return (f"{number}round={c.round} parent={'-' if c.parent is None else c.parent} {score} | "
+                f"{changes(c.backbone, self.judged.get(c.parent))}")
+
+    def others(self, c):
+        """The children of a member of the winner's family that are not in it themselves."""
+        return [child for child in self.everyone if child.parent == c.number and child not in self.family]
+
+    def places(self, kind):
+        """[(place, its name), ...] that the tables know: positions (int), or layers (tuple), in their order."""
+        seen = sorted(place for place in self.tables.tables if isinstance(place, kind))
+        return [(place, f"L{place[1] + 1}" if kind is tuple else f"{place + 1}") for place in seen]
+
+    def favourites(self, kind):
+        """One line a place: the three choices drawn most there."""
+        for place, name in self.places(kind):
+            p, scores = self.tables.p(place), self.tables.tables[place]
+            told = [f"{choice} p={p[choice]:.2f}" + (f" mu={statistics.fmean(scores[choice]):.3f}"
+                    if choice in scores else "") + f" N={len(scores.get(choice, ()))}"
+                    for choice in sorted(p, key=p.get, reverse=True)[:3]]
+            yield f"{name}: " + ", ".join(told)
+
+
+def tell(f):
+    """A run's findings as text."""
+    tree = [line for c in f.family for line in (f.about(c), *(f"    beside it: {f.about(o)}" for o in f.others(c)))]
+    parts = {
+        "facts": [f"{what}: {text}" for what, text in f.facts()],
+        "search curve, every candidate that was the best so far": map(f.about, f.improved),
+        "winner": [f"L{i} {gene}" for i, gene in enumerate(f.winner or (), 1)],
+        "ops drawn most, by their position in an attention": f.favourites(int),
+        "kernels drawn most, by layer": f.favourites(tuple),
+        "rejected": [f"{reason}: {count}" for reason, count in f.reasons.most_common()],
+        "family of the best candidate": tree,
+        "final training": (f.table or "\n".join(map(final_line, f.results))).splitlines(),
+        "settings": [f"{name}={value}" for name, value, _ in f.settings()]}
+    return "\n\n".join("\n".join([f"-- {head}", *(f"  {line}" for line in lines or ["none"])])
+                       for head, lines in ((head, list(lines)) for head, lines in parts.items()))
+
+
+def curve(f):
+    """The search curve: the best score so far as a line, each candidate a dot."""
+    xs, ys, dots, waiting = [], [], [], []
+    for c in f.improved:
+        xs, ys = [*xs, *[c.number] * (1 + bool(ys))], [*ys, *ys[-1:], c.score]
+    if xs:
+        xs, ys = [*xs, max(f.judged)], [*ys, ys[-1]]
+    for c in f.everyone:
+        if c.number is None:
+            waiting.append(c)  # it was proposed as the next number, and shares the gap before it with others
+            continue
+        dots += [(c.number - 1 + (i + 1) / (len(waiting) + 1), None, "off", f.about(w)) for i, w in enumerate(waiting)]
+        dots.append((c.number, c.score, "off" if c.score is None else "s2" if c.parent is None else "s1", f.about(c)))
+        waiting = []
+    dots += [(len(f.judged) - 1 + (i + 1) / (len(waiting) + 1), None, "off", f.about(w)) for i, w in enumerate(waiting)]
+    return autobert.chart("The search", "candidate", "score", {"best so far": (xs, ys)}, dots)
+
+
+def heat(f, kind, choices, corner):
+    """A table of the UCB tables as HTML: a row a choice, a column a place, coloured by mean score."""
+    places, tables = f.places(kind), f.tables.tables
+    means = [statistics.fmean(scores) for place, _ in places for scores in tables[place].values()]
+    low, high = min(means, default=0), max(means, default=0)
+    rows = [f"<tr><th>{corner}</th>" + "".join(f"<th>{name}</th>" for _, name in places) + "</tr>"]
+    for choice in choices:
+        cells = [f"<th>{choice}</th>"]
+        for place, name in places:
+            p, scores = f.tables.p(place)[choice], tables[place].get(choice)
+            if not scores:
+                cells.append(f'<td class="never" title="{choice} at {name}: never yet, p = {p:.4f}">·'
+                             f'<small>N 0<br/>p {p:.2f}</small></td>')
+                continue
+            mu, n = statistics.fmean(scores), len(scores)
+            shade = 0.04 + 0.5 * (mu - low) / (high - low) if high > low else 0.2
+            cells.append(f'<td style="--a:{shade:.2f}" title="{choice} at {name}: mu = {mu:.4f}, N = {n}, p = {p:.4f}">'
+                         f"{mu:.3f}<small>N {n}<br/>p {p:.2f}</small></td>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    return f'<div class="wide"><table class="heat">{"".join(rows)}</table></div>' if places else "<p>None yet.</p>"
+
+
+def page(f):
+    """A run's findings as one HTML page that needs nothing beside it."""
+    e = lambda text: html.escape(str(text))  # noqa: E731
+    grid = lambda rows: '<table class="rows">' + "".join(  # noqa: E731
+        f"<tr><th>{e(head)}</th>" + "".join(f"<td>{e(cell)}</td>" for cell in cells) + "</tr>"
+        for head, *cells in rows) + "</table>"
+    item = lambda c: "{} <code>{}</code>".format(*e(f.about(c)).split(" | ", 1))  # noqa: E731
+    winner, tree, none = f.winner or (), [], "<p>None yet.</p>"
+    for c in f.family:
+        others = "".join(f"<li>{item(other)}</li>" for other in f.others(c))
+        tree.append(f"<li><b>{item(c)}</b>{f'<ul>{others}</ul>' if others else ''}</li>")
+    sections = [
+        ("In short", "", grid(f.facts())),
+        ("Search curve", "Every dot is one backbone, pre-trained for a short while, from shared weights if the "
+         "strategy has them, then fine-tuned on the tasks. Green: random; orange: a mutant of one of the best before it; rings at the bottom: "
+         "rejected before they got a score. Point at a dot to read it.",
+         f'<div class="wide">{curve(f)}</div>'),
+        ("Winner", "Each layer is a convolution (orange) or an attention. An attention is a graph of ops (blue) that "
+         "takes the place of BERT's softmax(scale(Q @ T(K))) @ V: on the left are Q, K, V and P, four projections of "
+         "the hidden states; the last op is the output.",
+         f'<div class="wide">{autobert.picture(winner)}</div>' + grid(
+             (f"L{i}", gene) for i, gene in enumerate(winner, 1)) if winner else none),
+        ("Which op does well where", "Columns are the positions of an attention's formula, counted in the order of "
+         "computation. The large number, and the colour, is the mean score of the candidates with that op there (a "
+         "rejected one counts as the worst), N how often it stood there, p the chance that a mutation draws it next (random "
+         "search draws none).",
+         heat(f, int, ops.OPS, "op")),
+        ("Which kernel does well where", "The same for the convolutions' kernels, layer by layer.",
+         heat(f, tuple, KERNELS, "kernel")),
+        ("Rejected", "Candidates that got no score: collapsed ones give nearly the same output at every token, those "
+         "with no learning stayed near the loss of mere word frequencies, diverged ones left the finite numbers.",
+         grid(f.reasons.most_common()) if f.reasons else none),
+        ("Family of the best", "From a random backbone down to the best one: each is a mutant of the one above, with "
+         "the layers that the mutation changed. Indented: its other children.",
+         f'<ol class="tree">{"".join(tree)}</ol>' if tree else none),
+        ("Final training", "The winner, BERT and AutoBERT-Zero, each trained from scratch with one budget; task scores "
+         "x 100, held-out MLM loss in nats.",
+         f"<pre>{e(f.table or chr(10).join(map(final_line, f.results)))}</pre>" if f.table or f.results else none),
+        ("Settings", "", grid(f.settings()))]
+    body = "\n".join(f"<h2>{head}</h2>\n" + (f"<p>{e(how)}</p>\n" if how else "") + what
+                     for head, how, what in sections)
+    return PAGE.format(title=e(f"Run {f.folder.resolve().name}"), body=body)
+
+
+def report(folder):
+    """Print what a run found, and write it to report.html in its folder, the only file of the run that this writes."""
+    findings = Findings(folder)
+    data.write_beside(findings.folder / "report.html", page(findings))
+    print(f"{tell(findings)}\n\nwrote {findings.folder / 'report.html'}")
+
+
+# ---- Is UCB worth it? (Fig. 6) ----
+
+ARMS = {  # what compare can compare: the strategies, and a search with one part of the method taken out
+    "op-nas": {}, **{name: {"strategy": name} for name in CHOSEN["strategy"][1:]},
+    "literal": {"tau": 1.0, "alpha": 0.01},  # p = softmax(u), as printed
+    "mean-write-back": {"write_back": "mean"}, "bare-kernels": {"transforms": "off"}, "no-probe": {"collapse": 0.0},
+}
+FAMILIES = {  # what a node adds to a synthetic landscape; w(...) is a fixed Gaussian number, reads its operands' ops
+    "by position": lambda w, layer, t, op, reads: w(t, op),
+    "by op": lambda w, layer, t, op, reads: w(op),
+    "by motif": lambda w, layer, t, op, reads: 3 * sum(w(op, r) for r in reads if abs(w(op, r, "is one")) > 1.6),
+    "op in context": lambda w, layer, t, op, reads: w(op, reads[0]),
+    "misleading": lambda w, layer, t, op, reads: (-1) ** layer * w(t, op),  # good in one layer, bad in the next
+    "none": None,  # a number of its own for every backbone
+}
+
+
+def landscape(family, seed):
+    """A made-up true fitness of backbones, (0, 1), in microseconds: logistic(z / 3), z about N(0, 1) at random.
+
+    z is the sum over layers / sqrt(layers); a layer is worth w(layer, kernel), or the sum over its graph's nodes /
+    sqrt(nodes) of what FAMILIES says.
+    """
+    w = functools.cache(lambda *key: random.Random(f"{seed} {key}").gauss(0, 1))
+    node = FAMILIES[family]
+
+    @functools.cache
+    def worth(layer, gene):
+        if kernel_of(gene):
+            return w(layer, gene)
+        dag = ops.parse(gene)
+        names = [*ops.INPUTS, *(op for op, *_ in dag)]
+        return sum(node(w, layer, t, op, [names[a] for a in args]) for t, (op, *args) in enumerate(dag)) / len(dag)**.5
+
+    def true(backbone):
+        z = sum(itertools.starmap(worth, enumerate(backbone))) / len(backbone)**.5 if node else w(*backbone)
+        return 1 / (1 + math.exp(-z / 3))
+    return true
+
+
+def on_landscape(settings, family, layers, noise):
+    """[true fitness of the candidate with the best score so far, for every candidate]; score = true + noise."""
+    true = landscape(family, settings.seed)
+
+    def fitness(batch):  # the noise is the backbone's, so that it is the same for every arm
+        for c in batch:
+            score = true(c.backbone) + noise * random.Random(f"{settings.seed} {c.backbone}").gauss(0, 1)
+            yield replace(c, score=min(1.0, max(0.0, score)))
+    best = itertools.accumulate(evolve(settings, layers, fitness), lambda a, b: b if b.score > a.score else a)
+    return [true(c.backbone) for c in best]
+
+
+def interval(differences):
+    """(mean, half width of its 95 % interval) by Student's t; half width inf for a single one."""
+    mean, count = statistics.fmean(differences), len(differences)
+    if count < 2:
+        return mean, math.inf
+    z, v = 1.959964, count - 1  # the t quantile from the normal one (Cornish-Fisher); 1 % off at v = 3
+    t = 12.706 if v == 1 else 4.303 if v == 2 else (
+        z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3))
+    return mean, t * statistics.stdev(differences) / math.sqrt(count)
+
+
+def against(arm, base, scale=100):
+    """Two arms' paired numbers as text: difference with its 95 % interval, pairs won, pairs it takes to see it."""
+    differences = [scale * (a - b) for a, b in zip(arm, base)]
+    mean, half = interval(differences)
+    needed = math.inf if not mean else 2 + (1.96 * statistics.pstdev(differences) / mean) ** 2
+    won = sum(d > 0 for d in differences) + sum(d == 0 for d in differences) / 2
+    return f"{mean:+6.2f} +- {half:5.2f} {100 * won / len(differences):3.0f} % {min(needed, 99999):6.0f}"
+
+
+def compare(curves, base, out, title, extra=None):
+    """Write curves.tsv, pairs.tsv and curves.svg, and return the table.
+
+    curves: {arm: {pair: [best so far after each candidate]}}. extra: {column: {arm: {pair: number}}}, compared too.
+    """
+    measures = {"final": {arm: {k: c[-1] for k, c in runs.items()} for arm, runs in curves.items()},
+                "mean over time": {arm: {k: statistics.fmean(c) for k, c in runs.items()}
+                                   for arm, runs in curves.items()}, **(extra or {})}
+    lines = []
+    for name, arms in measures.items():
+        lines += ["", f"{name} (x 100)".ljust(24) + f"{'mean':>7} {'sd':>5}   minus {base}: 95 %, pairs won, pairs needed"]
+        for arm, values in arms.items():
+            numbers = [100 * x for x in values.values()]
+            pairs = [k for k in values if k in arms[base]]
+            lines.append(f"  {arm:22}{statistics.fmean(numbers):7.2f} {statistics.pstdev(numbers):5.2f}   "
+                         + ("" if arm == base else against([values[k] for k in pairs], [arms[base][k] for k in pairs])))
+    whole = [name for name, arms in measures.items() if all(arms[arm].keys() == curves[arm].keys() for arm in arms)]
+    rows = ["\t".join(("arm", "pair", *whole))]
+    rows += ["\t".join((arm, str(k), *(f"{measures[name][arm][k]:.6f}" for name in whole)))
+             for arm in curves for k in curves[arm]]
+    data.write_beside(out / "pairs.tsv", "\n".join(rows) + "\n")
+    series, rows = {}, ["arm\tcandidates\tmean\tsd"]
+    for arm, runs in curves.items():
+        columns = list(zip(*runs.values()))
+        mean, sd = list(map(statistics.fmean, columns)), list(map(statistics.pstdev, columns))
+        rows += [f"{arm}\t{i}\t{m:.6f}\t{d:.6f}" for i, (m, d) in enumerate(zip(mean, sd), 1)]
+        series[arm] = (range(1, len(mean) + 1), mean, [m - d for m, d in zip(mean, sd)],
+                       [m + d for m, d in zip(mean, sd)])
+    data.write_beside(out / "curves.tsv", "\n".join(rows) + "\n")
+    data.write_beside(out / "curves.svg", autobert.chart(title, "candidates", "best so far", series))
+    return "\n".join(lines[1:])
+
+
+def on_landscapes(arms, settings, pairs, layers, noise):
+    """{arm: {pair: curve}} on synthetic landscapes; pair i has the i-th landscape, first population and noise."""
+    families, curves = itertools.cycle(FAMILIES), {arm: {} for arm in arms}
+    for seed, family in zip(range(settings.seed, settings.seed + pairs), families):
+        for arm in arms:
+            curves[arm][f"{seed} {family}"] = on_landscape(replace(settings, seed=seed, **ARMS[arm]), family, layers,
+                                                           noise)
+        print(f"pair={seed} family={family} " + " ".join(
+            f"{arm}={list(runs.values())[-1][-1]:.3f}" for arm, runs in curves.items()), flush=True)
+    return curves
+
+
+def on_the_task(arms, settings, pairs, out, team, args):
+    """({arm: {seed: curve}}, {column: {arm: {seed: number}}}): a search per arm and seed, its winner fully trained.
+
+    All that begin alike share their first population: it is judged once, in OUT/first-SEED.
+    """
+    curves, extra = {arm: {} for arm in arms}, {"winner, fully trained": {arm: {} for arm in arms}}
+    for seed in range(settings.seed, settings.seed + pairs):
+        bare, first = out / f"bare-{seed}", out / f"first-{seed}"
+        if not bare.exists():
+            prepare(bare, replace(settings, seed=seed, rounds=0), args.corpus, args.glue)
+        for arm in arms:
+            alike = not {"write_back", "transforms", "collapse"} & ARMS[arm].keys() and arm != "random"
+            if alike:
+                branch(bare, first, rounds=0)
+                team.open(first)
+                evolved(first, team)
+            folder = branch(first if alike else bare, out / f"{arm}-{seed}", rounds=settings.rounds, **ARMS[arm])
+            team.open(folder)
+            run, everyone, winner = evolved(folder, team)
+            result = [r for r in finals(run, {"best": winner.backbone}) if r["seed"] == seed][0]
+            curves[arm][seed] = [best or 0.0 for best in itertools.accumulate(
+                (c.score or 0.0 for c in everyone if c.number is not None), max)]
+            extra["winner, fully trained"][arm][seed] = statistics.fmean(score for _, score in result["tasks"])
+            last = [c.mlm for c in everyone if c.round == settings.rounds and c.mlm is not None]
+            print(f"arm={arm} seed={seed} best={curves[arm][seed][-1]:.3f} candidates={len(curves[arm][seed])} "
+                  f"rejected={len(everyone) - sum(c.score is not None for c in everyone)} "
+                  f"last-round-mlm={statistics.fmean(last):.3f}/{min(last):.3f}", flush=True)
+    return curves, extra
+
+
+def branch(source, folder, **changes):
+    """A copy of a run's folder with other settings, unless it is there already: a search that goes on differently."""
+    saved = read_settings(source)
+    saved["settings"] = replace(saved["settings"], **changes)
+    if folder.exists():
+        if read_settings(folder)["settings"] != saved["settings"]:
+            raise UserError(f"{folder}: a run with other settings; give another --out")
+        return folder
+    with new_folder(folder) as beside:
+        shutil.copytree(source, beside, dirs_exist_ok=True)
+        write_settings(beside, saved)
+    return folder
 
 
 # ---- Command line ----
 
 
-def prepare(args, settings):
-    """The path of a new run folder with settings, data and tokenizer in place; it appears whole or not at all."""
+def free_folder(out, overwrite=False):
+    """The path of a new run: `out`, or the next free one of runs/001, runs/002, ..; UserError if it is taken."""
     runs = (Path("runs") / f"{i:03}" for i in range(1, 1000))
-    out = Path(os.path.abspath(args.out) if args.out else next(path for path in runs if not path.exists()))
-    replaced = args.overwrite and (out / "settings.json").exists()
-    if out.exists() and not replaced:
-        raise UserError(f"--out {args.out!r} exists; name another, or if it is a run, --overwrite or resume it")
-    if settings.size != "toy" and not args.corpus:
+    path = Path(os.path.abspath(out) if out else os.path.abspath(next(path for path in runs if not path.exists())))
+    if path.exists() and not (overwrite and (path / "settings.json").exists()):
+        raise UserError(f"--out {out!r} exists; name another, or if it is a run, --overwrite or resume it")
+    return path
+
+
+def prepare(out, settings, corpus=None, root=None):
+    """Make a run's folder with settings, data and tokenizer; it appears whole or not at all, in place of what is there.
+
+    corpus, root: text files and GLUE folder, or neither for the toy language.
+    """
+    if settings.size != "toy" and not corpus:
         raise UserError(f"size {settings.size}: the toy language is too small for it; give --corpus and --glue")
-    if bool(args.corpus) != bool(args.glue):
+    if bool(corpus) != bool(root):
         raise UserError("--corpus and --glue go together: give both, or none for the toy language")
-    toy, corpus = not args.corpus, [os.path.abspath(path) for path in args.corpus or ()]
-    root = args.glue and os.path.abspath(args.glue)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    toy, corpus = not corpus, [os.path.abspath(path) for path in corpus or ()]
+    root = root and os.path.abspath(root)
+    with new_folder(out) as beside:
         if toy:
             data.write_toy(beside / "toy", settings.seed)
             corpus, root = ["toy/corpus.txt"], "toy/glue"
@@ -779,9 +1361,24 @@ def prepare(args, settings):
             for split in ("train", *task.dev):
                 glue.read_task(beside / root if toy else root, task, split)
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-        saved = {"settings": asdict(settings), "corpus": corpus, "glue": root, "toy": toy, "versions": versions}
-        data.write_beside(beside / "settings.json", json.dumps(saved, indent=1) + "\n")
-        if replaced:
+        write_settings(beside, {"settings": settings, "corpus": corpus, "glue": root, "toy": toy,
+                                "versions": versions})
+
+
+def write_settings(folder, saved):
+    """What read_settings reads."""
+    saved = {**saved, "settings": asdict(saved["settings"])}
+    data.write_beside(folder / "settings.json", json.dumps(saved, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def new_folder(out):
+    """A folder beside `out` to fill, which then takes its name; if that fails nothing is left."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield beside
+        if (out / "settings.json").exists():
             shutil.rmtree(out)
         os.chmod(beside, 0o755)
         with contextlib.suppress(OSError):
@@ -790,59 +1387,147 @@ def prepare(args, settings):
             raise UserError(f"--out {str(out)!r} appeared meanwhile, or cannot be written")
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return out
 
 
 def add_machine_flags(parser):
     """--device and --workers, which change no result."""
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--workers", type=data.number(int, 1, 1000),
-                        help="processes that judge candidates; default: one a core, 1 on cuda")
+                        help="processes that judge candidates; default: one a core, on cuda one a GPU; "
+                             "under torchrun its processes")
+
+
+def add_settings(parser):
+    """--preset, --corpus, --glue, and a flag for every search setting."""
+    parser.add_argument("--preset", choices=PRESETS, default="toy", help="where the settings below come from")
+    parser.add_argument("--corpus", nargs="+", help="text, .gz, .xz: a sentence a line, blank between documents")
+    parser.add_argument("--glue", help="folder with CoLA/, RTE/ .. as in the GLUE download")
+    for f in fields(SearchSettings):
+        kind = f.type if f.type is str else data.number(int if f.type is int else float)
+        text = f.metadata["help"] + (f" (toy: {f.default})" if f.default not in (None, "") else "")
+        parser.add_argument("--" + f.name.replace("_", "-"), type=kind, default=argparse.SUPPRESS, help=text)
+
+
+def given_settings(args, **defaults):
+    """The SearchSettings of the command line: preset, then defaults, then flags."""
+    given = {f.name: getattr(args, f.name) for f in fields(SearchSettings) if hasattr(args, f.name)}
+    return check_settings(replace(PRESETS[args.preset], **{**defaults, **given}))
+
+
+@contextlib.contextmanager
+def at_work(args, argv):
+    """The Team of a command; ends whatever stops it in one line that says how to go on."""
+    device = autobert.find_device(args.device).type
+    if args.workers and "RANK" in os.environ:
+        raise UserError(f"--workers {args.workers}: torchrun has already started its processes; leave it out")
+    workers = args.workers or (torch.cuda.device_count() if device == "cuda" else CORES)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both stop the run in the same clean way
+    try:
+        with Team(workers, device, argv) as team:
+            yield team
+    except KeyboardInterrupt:
+        raise UserError(f"interrupted; go on with: {args.again}") from None
+    except (WorkerDied, torch.distributed.DistError) as error:
+        why = f" ({' '.join(str(error).split())[:100]})" if str(error) else ""
+        raise UserError(f"a worker died, out of memory?{why}; go on with: {args.again}") from None
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """No second process works on a run's folder meanwhile."""
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{folder}: another process is at work on this run") from None
+        yield
+
+
+def main_search(argv, resumed=False):
+    """python opnas.py [flags]; python opnas.py resume RUN."""
+    if resumed:
+        parser = data.Parser(prog="opnas.py resume", description="Go on with a stopped run, or show its table again.")
+        parser.add_argument("run", help="the run's folder")
+    else:
+        parser = data.Parser(prog="opnas.py", description=__doc__.split("\n")[0],
+                             epilog="Other commands: " + ", ".join(f"opnas.py {name}" for name in COMMANDS))
+        add_settings(parser)
+        parser.add_argument("--out", help="the run's folder; default: runs/001 or the next free number")
+        parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    add_machine_flags(parser)
+    args = parser.parse_args(argv)
+    if resumed:
+        out = Path(os.path.abspath(args.run))
+        read_settings(out)
+    else:
+        settings = given_settings(args)
+        out = free_folder(args.out, args.overwrite)
+    args.again = f"{'torchrun ..' if 'RANK' in os.environ else 'python'} opnas.py resume {out}"
+    with at_work(args, ["resume", *argv] if resumed else argv) as team:
+        if not resumed:
+            prepare(out, settings, args.corpus, args.glue)
+        print(f"{out}: {json.dumps(json.loads((out / 'settings.json').read_text()))}")
+        with locked(out):
+            search(out, team)
+
+
+def main_compare(argv):
+    """python opnas.py compare: the same seeds for every strategy."""
+    parser = data.Parser(prog="opnas.py compare", description="Strategies under one budget and with the same seeds "
+                         "(Fig. 6): best so far against candidates, and paired differences.")
+    parser.add_argument("--landscapes", action="store_true",
+                        help="made-up fitness functions (two minutes) in place of trained candidates")
+    parser.add_argument("--seeds", type=data.number(int, 1, 10**5), help="default: 5; landscapes: 60")
+    parser.add_argument("--arms", help=f"of {', '.join(ARMS)}")
+    parser.add_argument("--out", default="runs/compare", help="folder; a stopped comparison goes on from what is there")
+    parser.add_argument("--layers", type=data.number(int, 1, 99), default=12, help="of backbones on landscapes")
+    parser.add_argument("--noise", type=data.number(float, 0), default=0.04,
+                        help="standard deviation of a score on landscapes; that of true fitness at random is 0.08")
+    add_settings(parser)
+    add_machine_flags(parser)
+    args = parser.parse_args(argv)
+    arms = (args.arms or ("op-nas,literal,ea+ws,ea-copy,random" if args.landscapes else
+                          "op-nas,ea+ws,random+ws,random")).split(",")
+    for arm in arms:
+        if arm not in ARMS or arms.count(arm) > 1:
+            raise UserError(f"--arms {arm!r}: expected each once, of {', '.join(ARMS)}")
+    base, out = "ea+ws" if "ea+ws" in arms else arms[0], Path(os.path.abspath(args.out))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {args.out!r}: {error.strerror}") from None
+    if args.landscapes:
+        settings = given_settings(args, population=50, parents=5, children=5, rounds=4)
+        curves, extra = on_landscapes(arms, settings, args.seeds or 60, args.layers, args.noise), {}
+        for family in FAMILIES:
+            extra[f"final, {family}"] = {arm: {k: c[-1] for k, c in runs.items() if k.endswith(" " + family)}
+                                         for arm, runs in curves.items()}
+    else:
+        settings, args.again = given_settings(args), "the same command"
+        with at_work(args, ["compare", *argv]) as team, locked(out):
+            curves, extra = on_the_task(arms, settings, args.seeds or 5, out, team, args)
+    title = "Search strategies on " + ("synthetic landscapes" if args.landscapes else "the task")
+    text = compare(curves, base, out, title, extra)
+    data.write_beside(out / "table.txt", text + "\n")
+    print(f"\n{text}\n\nwrote {out}/table.txt, pairs.tsv, curves.tsv, curves.svg")
+
+
+def main_report(argv):
+    """python opnas.py report RUN."""
+    parser = data.Parser(prog="opnas.py report", description="What a run found: as text, and as RUN/report.html.")
+    parser.add_argument("run", help="the run's folder; the search may still be going on")
+    report(parser.parse_args(argv).run)
+
+
+COMMANDS = {"resume": functools.partial(main_search, resumed=True), "report": main_report, "compare": main_compare}
 
 
 def main(argv=None):
-    """The command line: python opnas.py [flags], or python opnas.py resume RUN."""
+    """The command line: python opnas.py [flags], or python opnas.py COMMAND ..."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if argv[:1] == ["resume"]:
-        parser = data.Parser(prog="opnas.py resume", description="Go on with a stopped run, or show its table again.")
-        parser.add_argument("run", help="the run's folder")
-        add_machine_flags(parser)
-        args = parser.parse_args(argv[1:])
-        out = Path(args.run)
-        read_settings(out)
-    else:
-        parser = data.Parser(prog="opnas.py", description=__doc__.split("\n")[0],
-                             epilog="`opnas.py resume RUN` goes on with a stopped run.")
-        parser.add_argument("--preset", choices=PRESETS, default="toy", help="where the settings below come from")
-        parser.add_argument("--corpus", nargs="+", help="text, .gz, .xz: a sentence a line, blank between documents")
-        parser.add_argument("--glue", help="folder with CoLA/, RTE/ .. as in the GLUE download")
-        parser.add_argument("--out", help="the run's folder; default: runs/001 or the next free number")
-        parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-        add_machine_flags(parser)
-        for f in fields(SearchSettings):
-            kind = f.type if f.type is str else data.number(int if f.type is int else float)
-            text = f.metadata["help"] + (f" (toy: {f.default})" if f.default not in (None, "") else "")
-            parser.add_argument("--" + f.name.replace("_", "-"), type=kind, default=argparse.SUPPRESS, help=text)
-        args = parser.parse_args(argv)
-        given = {f.name: getattr(args, f.name) for f in fields(SearchSettings) if hasattr(args, f.name)}
-        settings = check_settings(replace(PRESETS[args.preset], **given))
-    device = autobert.find_device(args.device)
-    workers = args.workers or (1 if device.type == "cuda" else CORES)
-    if argv[:1] != ["resume"]:
-        out = prepare(args, settings)
-    print(f"{out}: {json.dumps(json.loads((out / 'settings.json').read_text()))}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both stop the run in the same clean way
-    try:
-        with open(out / "lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"{out}: another process is at work on this run") from None
-            search(str(out), str(device), workers)
-    except KeyboardInterrupt:
-        raise UserError(f"interrupted; go on with: python opnas.py resume {out}") from None
-    except BrokenProcessPool:
-        raise UserError(f"a worker died (out of memory?); go on with: python opnas.py resume {out}") from None
+    if int(os.environ.get("RANK", 0)):
+        return follow()
+    return COMMANDS[argv[0]](argv[1:]) if argv[:1] and argv[0] in COMMANDS else main_search(argv)
 
 
 if __name__ == "__main__":

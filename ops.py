@@ -196,6 +196,7 @@ _WRITTEN = f"ops are {' '.join(_SYNTAX)} - + @"
 _SYNTAX |= {ast.USub: "neg", ast.Add: "add", ast.MatMult: "matmul"}
 
 
+@functools.lru_cache(4096)  # a search meets the same formulas again and again
 def parse(text):
     """The canonical graph of a formula; ValueError with the place and what was expected if it is malformed.
 
@@ -374,16 +375,26 @@ def flops(dag, n, d_h):
 # ---- Random graphs ----
 
 
+@functools.cache
+def _fitting(op, goal):
+    """The operand types that `op` takes to give a value of type `goal` (None: any)."""
+    every = itertools.product(("nd", "dn", "nn", "dd"), repeat=OPS[op].arity)
+    return {types for types in every if (out := OPS[op].type(*types)) and out == (goal or out)}
+
+
 def _operands(rng, op, slots, open_, fresh, least, goal):
     """Operands for `op` among typed slots, at least `least` of them open nodes, result of type `goal` (None: any)."""
-    choices = {}
-    for args in itertools.product(slots, repeat=OPS[op].arity):
-        out = OPS[op].type(*(slots[a] for a in args))
-        if out and out == (goal or out) and len(open_.intersection(args)) >= least:
-            # CHOICE: prefer what nothing has read yet; x + x, cos(x, x), dist(x, x) and a second dist are damped, not
-            # forbidden: else they crowd the draws, for they always fit
-            weight = math.prod(8 if a in open_ else 3 if a in fresh else 1 for a in args)
-            choices[args] = weight * (0.03 if args[0] == args[-1] and op in ("add", "cos", "dist") else 1)
+    # CHOICE: prefer what nothing has read yet; x + x, cos(x, x), dist(x, x) and a second dist are damped, not
+    # forbidden: else they crowd the draws, for they always fit
+    weight = {a: 8 if a in open_ else 3 if a in fresh else 1 for a in slots}
+    fitting, same = _fitting(op, goal), 0.03 if op in ("add", "cos", "dist") else 1
+    if OPS[op].arity == 1:
+        choices = {(a,): weight[a] for a in slots if (slots[a],) in fitting}
+    else:
+        choices = {(a, b): weight[a] * weight[b] * (same if a == b else 1) for a in slots for b in slots
+                   if (slots[a], slots[b]) in fitting}
+    if least > 0:  # many open nodes wait for a reader, and few steps are left
+        choices = {args: w for args, w in choices.items() if len(open_.intersection(args)) >= least}
     return rng.choices(list(choices), list(choices.values()))[0] if choices else None
 
 

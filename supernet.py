@@ -51,9 +51,12 @@ class SuperNet:
     No module and no forward pass: nothing is ever "active" in it, and no candidate's optimizer state enters it.
     """
 
-    def __init__(self, config, seed=0, slots=None):
-        """config: the candidates' size. All slots are drawn from `seed`, unless they are given."""
-        self.config, self.slots = replace(config, kernel_chain=True), slots or {}
+    def __init__(self, config, seed=0, slots=None, transforms=True):
+        """config: the candidates' size. All slots are drawn from `seed`, unless they are given.
+
+        transforms: without them a small kernel is the bare centre of the 65 taps.
+        """
+        self.config, self.slots = replace(config, kernel_chain=transforms), slots or {}
         with autobert.seeded(seed):
             # every name there is: all transforms come with the smallest kernel, all taps with the largest
             for gene in () if slots else ("conv 3", "conv 65", "cos(Q, K) @ (V + P)"):
@@ -88,6 +91,24 @@ def write_order(scores):
     Example: [0.5, 0.7, 0.5] -> [2, 0, 1]
     """
     return sorted(range(len(scores)), key=lambda i: (scores[i], -i))
+
+
+def write_back(net, children, how="best"):
+    """Write a round's children back into the super-net. children: [(score, function that loads its state_dict)].
+
+    how: "best", see write_order; or "mean" of the children that hold a slot, which is there to be compared.
+    """
+    if how == "best":
+        for i in write_order([score for score, _ in children]):
+            net.absorb(children[i][1]())
+        return
+    total, count = ({name: torch.zeros_like(slot) for name, slot in net.slots.items()} for _ in range(2))
+    for _, load in children:
+        for name, value in load().items():
+            window(total[name], value.shape).add_(value)
+            window(count[name], value.shape).add_(1)
+    for name, slot in net.slots.items():
+        slot.copy_(torch.where(count[name] > 0, total[name] / count[name].clamp(min=1), slot))
 
 
 # ---- Command line ----

@@ -805,6 +805,36 @@ def test_the_picture_shows_every_op_and_no_box_hides_another():
             assert not any(abs(x - x2) < w and abs(y - y2) < h for x2, y2, _, _ in boxes[:i])
 
 
+def test_a_charts_line_runs_through_its_points():
+    """By hand: x from 0 to 10 with a pad of .4 on 624 pixels from 80, y from 2 to 4 with .08 on 240 from 64 down."""
+    series = {"loss": ([0, 5, 10], [2.0, 4.0, 3.0]), "band": ([0, 10], [3, 3], [2, 2], [4, 4])}
+    svg = ElementTree.fromstring(autobert.chart("a < b & c", "step", "nats", series, [(5, None, "off", "<rejected>")]))
+    paths = [(e.get("class"), e.get("d")) for e in svg.iter() if e.tag.endswith("path")]
+    assert ("line s0", "M103.1,295.1 392.0,72.9 680.9,184.0") in paths
+    assert ("band s1", "M103.1,295.1 680.9,295.1 680.9,72.9 103.1,72.9Z") in paths
+    ring = next(e for e in svg.iter() if e.tag.endswith("circle"))
+    assert (ring.get("cx"), ring.get("cy"), ring[0].text) == ("392.0", "304.0", "<rejected>")
+    texts = [e.text for e in svg.iter() if e.tag.endswith("text")]
+    assert {"a < b & c", "step", "nats", "loss", "band", "0", "2", "4", "10", "2.5"} <= set(texts)
+    logarithmic = autobert.chart("t", "x", "y", {"a": ([1, 10, 100], [0, 1, 0])}, log=True)
+    assert " 392.0,72.9 " in logarithmic  # 10 is half way from 1 to 100
+    assert all(f">{x}</text>" in logarithmic for x in (1, 10, 100))
+
+
+@pytest.mark.parametrize("series", [
+    {}, {"a": ([], [])}, {"a": ([3], [2.0])}, {"a": ([1, 2], [0, 0])}, {"a": ([1, 2], [5.0, 5.0])},
+    {"a": ([1, 2, 3], [1.0, math.nan, math.inf])}, {"a": ([-1, 0], [1, 2])}, {"a": ([1e-99, 1e99], [-1e99, 5e-324])}])
+@pytest.mark.parametrize("log", [False, True])
+def test_a_chart_stands_any_numbers(series, log):
+    text = autobert.chart("t", "x", "y", series, log=log)
+    svg = ElementTree.fromstring(text)
+    assert not re.search(r"\b(nan|inf)\b", text.split("</style>")[1])
+    for e in svg.iter():
+        if e.tag.endswith("}path") and e.get("class", "").startswith("line s") and "h" not in e.get("d"):
+            for x, y in (point.split(",") for point in e.get("d")[1:].split()):
+                assert 80 <= float(x) <= 704 and 0 <= float(y) <= 310
+
+
 def test_dropout_is_on_in_training_only():
     config = replace(TINY, dropout=0.5)
     for gene in (BERT, "conv 9"):
@@ -1367,7 +1397,7 @@ def test_rejected_candidates_are_no_parents_and_a_search_survives_them():
 
 
 def test_a_log_line_reads_back_exactly():
-    c = opnas.Candidate(3, 1, 0, ("conv 9", BERT), 0.1 + 0.2, "", 3.3, 1.25, (("CoLA", 1 / 3), ("STS-B", 0.0)))
+    c = opnas.Candidate(3, 1, 0, ("conv 9", BERT), 0.1 + 0.2, "", 3.3, 1.25, 0.5, (("CoLA", 1 / 3), ("STS-B", 0.0)))
     assert opnas.from_row(opnas.to_row(c)) == c
     c = opnas.Candidate(None, 0, None, ("conv 9",), reason="no learning")
     assert opnas.from_row(opnas.to_row(c)) == c
@@ -1405,7 +1435,7 @@ def interrupted(toy, run, workers, candidates, number):
 
 def outcome(run):
     """All of a run that its seed decides: candidates without their seconds, finals, winner, weights."""
-    lines = [re.sub(r"\t\d+\.\d\d\t", "\t", line) for line in (run / "candidates.tsv").read_text().splitlines()]
+    lines = [re.sub(r"\t\d+\.\d\d\t\d+\.\d\d\t", "\t", line) for line in (run / "candidates.tsv").read_text().splitlines()]
     slots = autobert.load_tensors(run / "supernet.pt")["slots"]
     best = autobert.load_tensors(run / "best.pt")["state"]
     return (lines, *((run / name).read_text() for name in ("finals.json", "best.json", "table.txt")),
@@ -1521,6 +1551,128 @@ def test_pretraining_can_begin_from_a_super_net(finished, toy, tmp_path, capsys,
                             (["--init", "none.pt"], "none.pt")):
         with pytest.raises(UserError, match=says):
             autobert.main(["pretrain", "--corpus", str(toy / "held-out.txt"), "--out", "x.pt", *arguments])
+
+
+# ---- opnas.py: report ----
+
+
+def made_up(folder, candidates, **settings):
+    """A run's folder with settings and these candidates in its log, as a search that was stopped leaves it."""
+    s = opnas.check_settings(replace(opnas.SearchSettings(), population=3, rounds=2, **settings))
+    folder.mkdir()
+    saved = {"settings": vars(s), "corpus": ["<b>&.txt"], "glue": "toy/glue", "toy": True, "versions": {"torch": "9.9"}}
+    (folder / "settings.json").write_text(json.dumps(saved))
+    lines = ["\t".join(opnas.COLUMNS), *map(opnas.to_row, candidates)]
+    (folder / "candidates.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def told(folder, capsys):
+    """(page as XML, printed text) of the report on a run."""
+    opnas.main(["report", str(folder)])
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    return ElementTree.fromstring(text), capsys.readouterr().out
+
+
+FAMILY = [opnas.Candidate(0, 0, None, ("conv 3", "-Q @ T(K) @ V"), 0.2, seconds=2.0),
+          opnas.Candidate(None, 0, None, ("conv 5", "conv 5"), reason="collapsed"),
+          opnas.Candidate(1, 0, None, ("conv 3", "conv 9"), 0.5, seconds=4.0),
+          opnas.Candidate(2, 0, None, ("conv 7", "conv 9"), reason="no learning", seconds=3.0),
+          opnas.Candidate(3, 1, 0, ("conv 3", "conv 65"), 0.4, seconds=9.0),
+          opnas.Candidate(4, 1, 1, ("conv 3", BERT), 0.3, seconds=1.0),
+          opnas.Candidate(None, 2, 4, ("conv 3", "conv 3"), reason="diverged"),
+          opnas.Candidate(5, 2, 4, ("conv 31", BERT), 0.6, seconds=5.0)]
+
+
+def test_the_report_is_one_page_that_needs_nothing_beside_it_and_shows_every_candidate(tmp_path, capsys):
+    run = made_up(tmp_path / "run", FAMILY)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    page, printed = told(run, capsys)
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.name != "report.html"} == before
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "") and "url(" not in text and "@import" not in text
+    assert not [e.tag for e in page.iter() if e.tag.split("}")[-1] in ("script", "link", "img", "iframe", "object")]
+    assert not [key for e in page.iter() for key in e.keys() if key.startswith("on") or key.endswith(("href", "src"))]
+    dots = [e[0].text for e in page.iter() if e.tag.endswith("circle")]
+    assert len(dots) == len(FAMILY) and sum("rejected" in dot for dot in dots) == 3
+    assert all(any(dot.startswith(f"cand={i} ") for dot in dots) for i in range(6))
+    assert "['<b>&.txt']" in [e.text for e in page.iter("td")] and "9.9" in printed
+    assert "24 s of judging in all, median 3.5 s a candidate, at most 9.0 s" in printed  # of 2, 4, 3, 9, 1 and 5
+
+
+def test_the_reports_tables_hold_the_means_counts_and_chances_by_hand(tmp_path, capsys):
+    """Of layer 1: conv 3 has 0.2, 0.5, 0.4, 0.3 and, diverged in round 2 when 0.2 was the worst, 0.2: in all 1.6 / 5.
+    The others: conv 5 and 7 were turned away, 0.2; conv 31 has 0.6. With alpha = 0 and tau = 1 p = softmax(mu), and the
+    never seen have the mean of all eight, 2.6 / 8."""
+    page, printed = told(made_up(tmp_path / "run", FAMILY, alpha=0.0, tau=1.0), capsys)
+    titles = [e.get("title") for e in page.iter("td") if e.get("title")]
+    mu = {3: 0.32, 5: 0.2, 7: 0.2, 9: 0.325, 15: 0.325, 31: 0.6, 65: 0.325}
+    total = sum(map(math.exp, mu.values()))
+    for kernel, n in ((3, 5), (5, 1), (7, 1), (31, 1)):
+        p = math.exp(mu[kernel]) / total
+        assert f"{kernel} at L1: mu = {mu[kernel]:.4f}, N = {n}, p = {p:.4f}" in titles
+    assert f"65 at L1: never yet, p = {math.exp(0.325) / total:.4f}" in titles
+    p = math.exp(0.45) / (math.exp(0.45) + math.exp(0.2) + 8 * math.exp(1.1 / 3))  # softmax, matmul and the never seen
+    assert f"softmax at 4: mu = 0.4500, N = 2, p = {p:.4f}" in titles
+    assert "  L1: 31 p=0.19 mu=0.600 N=1, 9 p=0.14 N=0, 15 p=0.14 N=0" in printed
+    assert len(titles) == 7 * 2 + 10 * 5  # two layers; the longest path has five ops
+
+
+def test_the_reports_family_runs_from_a_random_backbone_to_the_best(tmp_path, capsys):
+    page, printed = told(made_up(tmp_path / "run", FAMILY), capsys)
+    tree = next(e for e in page.iter("ol") if e.get("class") == "tree")
+    assert [li[0].text.split()[0] for li in tree] == ["cand=1", "cand=4", "cand=5"]
+    assert [li[0][0].text for li in tree] == ["L1 conv 3 L2 conv 9", f"L2 {BERT}", "L1 conv 31"]
+    others = [[e.text for e in li.iter("li")][1:] for li in tree]
+    assert others == [[], ["round=2 parent=4 rejected: diverged "], []]
+    curve = printed.split("-- search curve")[1].split("\n\n")[0]
+    assert re.findall(r"cand=(\d)", curve) == ["0", "1", "5"] and "best: candidate 5 of round 2: score 0.600" in printed
+
+
+@pytest.mark.parametrize("candidates, says", [
+    ([], "0 of 11 judged, 0 with a score; 0 rejected"),
+    (FAMILY[1:2], "0 of 11 judged, 0 with a score; 1 rejected"),
+    (FAMILY[3:4], "1 of 11 judged, 0 with a score; 1 rejected"),
+    (FAMILY[:1], "1 of 11 judged, 1 with a score; 0 rejected")])
+def test_a_run_that_has_hardly_begun_has_a_report(candidates, says, tmp_path, capsys):
+    run = made_up(tmp_path / "run", candidates)
+    page, printed = told(run, capsys)
+    assert says in printed and "not finished" in printed and ("no candidate has a score yet" in printed) == (
+        "0 with" in says)
+    (run / "candidates.tsv").unlink()
+    assert "0 of 11 judged" in told(run, capsys)[1] and not (run / "candidates.tsv").exists()
+
+
+def test_a_report_leaves_the_line_that_a_search_is_writing_alone(tmp_path, capsys):
+    log = made_up(tmp_path / "run", FAMILY) / "candidates.tsv"
+    log.write_text(log.read_text() + "6\t2\t4\t0.7")
+    before = log.read_bytes()
+    assert "6 of 11 judged" in told(log.parent, capsys)[1] and log.read_bytes() == before
+
+
+def test_the_report_on_a_finished_run_has_its_table_and_its_parts_if_that_is_missing(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    page, printed = told(run, capsys)
+    table = (run / "table.txt").read_text()
+    assert table in [e.text for e in page.iter("pre")] and "state: finished" in printed
+    (run / "table.txt").unlink()
+    (run / "finals.json").write_text(json.dumps(json.loads((run / "finals.json").read_text())[:1]))
+    page, printed = told(run, capsys)
+    assert "search over; 1 final trainings done" in printed
+    assert re.search(r"^  final=best seed=0 mlm=\d\.\d+ CoLA=0\.\d+ STS-B=0\.\d+$", printed, re.M)
+
+
+@pytest.mark.parametrize("name, content", [("settings.json", "{"), ("candidates.tsv", "x\n"), ("finals.json", "[5]"),
+                                           ("best.json", "{}")])
+def test_a_report_on_a_broken_run_is_one_clear_error(name, content, tmp_path):
+    run = made_up(tmp_path / "run", FAMILY)
+    (run / name).write_text(content)
+    with pytest.raises(UserError, match=name):
+        opnas.report(run)
+    assert not (run / "report.html").exists()
+    with pytest.raises(UserError, match="no run"):
+        opnas.report(tmp_path / "nowhere")
 
 
 # ---- Bad input: one line, exit 2, nothing half-written ----
