@@ -14,6 +14,7 @@ how well each op has done there, per layer how well each kernel has.
     python opnas.py --corpus TEXT ... --glue FOLDER --tasks CoLA,RTE
     python opnas.py resume RUN            # go on with a run that was stopped
     python opnas.py report RUN            # what a run found, so far: as text, and as RUN/report.html
+    python opnas.py sharing RUN           # does weight sharing pay? New backbones from its super-net and from scratch
     python opnas.py compare               # strategies with the same seeds (Fig. 6); --landscapes: in two minutes
     torchrun --nproc_per_node 8 opnas.py  # candidates judged by eight processes, also on several machines
 
@@ -44,6 +45,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -112,7 +114,9 @@ PRESETS = {
                             lr=2e-4, warmup=0.02, beta2=0.999, finetune_lr=2e-5, finetune_batch=32,
                             finetune_warmup=0.01),
 }
-PRESETS["small"] = replace(PRESETS["paper"], size="small")  # the same search of a quarter of the size
+# for an afternoon on one GPU: 150 candidates, the tasks with few rows
+PRESETS["small"] = replace(PRESETS["paper"], size="small", tasks="CoLA,MRPC,RTE,STS-B", population=50, rounds=4,
+                           alpha=None, steps=2000, cold=5, final_steps=40_000, batch=64, lr=5e-4)
 
 CHOSEN = {  # text settings that take one of a few values
     "size": tuple(autobert.SIZES), "strategy": ("op-nas", "ea+ws", "ea-copy", "random+ws", "random"),
@@ -471,7 +475,7 @@ class Bench:
         fine-tuned ones, in children/NUMBER.pt.
         """
         start, s, kept = time.time(), self.s, self.folder / "children" / f"{candidate.number}.pt"
-        child, mlm, tasks, reason = self.start(candidate.backbone), None, (), ""
+        child, mlm, tasks, reason = self.start(candidate.backbone, s.strategy == "random", s.seed), None, (), ""
         ready = time.time()
         saving = 0.0
         try:
@@ -490,13 +494,27 @@ class Bench:
         score = statistics.fmean(score for _, score in tasks) if tasks else None
         judged = replace(candidate, score=score, reason=reason, mlm=mlm, tasks=tasks, seconds=time.time() - start,
                          overhead=ready - start + saving)
-        data.write_beside(kept.with_suffix(".tsv"), to_row(judged) + "\n")
+        data.write_beside(kept.with_suffix(".tsv"), "\t".join(COLUMNS) + "\n" + to_row(judged) + "\n")
         return judged
 
-    def start(self, backbone):
+    def point(self, point, seed):
+        """The Point with its results: warm as judge would train it, were it the search's next candidate.
+
+        From scratch: random weights as in `final`, but on the warm ones' batches. The super-net's file is only read.
+        """
+        start, offset = time.time(), autobert.load_tensors(self.folder / "supernet.pt", mapped=True)["offset"]
+        model = self.start(point.backbone, scratch=point.start == "scratch", seed=seed)
+        mlm, score = math.nan, 0.0
+        with contextlib.suppress(Diverged):
+            mlm = self.train(model, point.steps, offset, seed)
+            score = statistics.fmean(score for _, score in self.finetune(model, seed))
+        return point._replace(mlm=mlm if math.isfinite(mlm) else None, score=score,
+                              learned=mlm < self.unigram - self.s.least_gain, seconds=time.time() - start)
+
+    def start(self, backbone, scratch, seed):
         """The model that a candidate's training starts from: with the super-net's weights, or random ones."""
-        if self.s.strategy == "random":
-            with autobert.seeded(self.s.seed):
+        if scratch:
+            with autobert.seeded(seed):
                 return autobert.Pretraining(self.config, backbone)
         # the file is mapped, not read: no second super-net in memory, only the slots that the child copies
         slots = autobert.load_tensors(self.folder / "supernet.pt", mapped=True)["slots"]
@@ -562,13 +580,13 @@ class Team:
         todo, results = _claims(self.store, self.batch, len(jobs)), {}
         for i in range(len(jobs)):
             while i not in results and not self.store.check([f"{self.batch}.{i}"]):
-                mine = next(todo, None)
-                if mine is not None:
-                    results[mine] = _do(jobs[mine])
-                elif any(process.poll() is not None for process in self.processes):
+                if any(process.poll() is not None for process in self.processes):
                     raise WorkerDied
-                else:
+                mine = next(todo, None)
+                if mine is None:
                     time.sleep(0.01)
+                else:
+                    results[mine] = _do(jobs[mine])
             if i not in results:
                 rank, memory, results[i] = pickle.loads(self.store.get(f"{self.batch}.{i}"))
                 self.memory[rank] = memory
@@ -676,7 +694,8 @@ def from_row(line):
     pairs = (pair.split("=") for pair in (tasks or "").split())
     if score and not 0 <= float(score) <= 1:
         raise ValueError(f"score {score}")
-    return Candidate(value(int, number), int(round_), value(int, parent), tuple(backbone.split(" | ")),
+    return Candidate(value(int, number), int(round_), value(int, parent),
+                     autobert.check_backbone(tuple(backbone.split(" | "))),
                      value(float, score), reason or "", value(float, mlm), float(seconds),
                      float(overhead), tuple((task, float(x)) for task, x in pairs))
 
@@ -695,30 +714,41 @@ def read_settings(folder):
         raise UserError(f"{path}: not a run's settings ({type(error).__name__}: {error})") from None
 
 
-def read_rows(path):
-    """The Candidates of a file that begins with no header; UserError with the line that is none."""
-    rows = path.read_bytes().split(b"\n")
-    rows.pop()  # behind the last line feed: nothing, or a line that a crash cut short
-    for number, line in enumerate(rows, 1):
-        try:
-            if line.decode() != "\t".join(COLUMNS) or number > 1:
-                candidate = from_row(line.decode())
-                yield replace(candidate, backbone=autobert.check_backbone(candidate.backbone))
-        except (ValueError, AttributeError, TypeError, UserError) as error:
-            raise UserError(f"{path}:{number}: not a candidate ({error}); expected {' '.join(COLUMNS)}") from None
+def read_rows(path, columns, entry):
+    """entry(line) of every line behind the header, as far as the file is there; UserError with the line that is none.
 
-
-def read_log(path, mend=True):
-    """The Candidates in a run's candidates.tsv, by backbone. mend: a last line that a crash cut short is removed."""
-    header = "\t".join(COLUMNS)
+    A last line without a line feed, which a crash cut short, does not count.
+    """
     content = path.read_bytes() if path.exists() else b""
-    if content and not content.startswith(header.encode()):
-        raise UserError(f"{path}:1: no header; expected {' '.join(COLUMNS)}")
-    known = {c.backbone: c for c in read_rows(path)} if content else {}
-    if mend:
-        kept = content[:content.rfind(b"\n") + 1].decode()
-        data.write_beside(path, kept or header + "\n")
-    return known
+    rows = []
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):
+        try:
+            if number > 1:
+                rows.append(entry(line.decode()))
+            elif line.decode() != "\t".join(columns):
+                raise ValueError("no header")
+        except (ValueError, AttributeError, TypeError, UserError) as error:
+            raise UserError(f"{path}:{number}: not a row ({error}); expected {' '.join(columns)}") from None
+    return rows
+
+
+def append_row(path, columns, row):
+    """Add a line to a TSV file, on disk before this returns; in place of a last line that a crash cut short."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab+") as file:
+            content = file.seek(0) or file.read()
+            file.truncate(content.rfind(b"\n") + 1)
+            file.write(("" if content else "\t".join(columns) + "\n").encode() + row.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def read_log(path):
+    """The Candidates in a run's candidates.tsv, by backbone."""
+    return {c.backbone: c for c in read_rows(path, COLUMNS, from_row)}
 
 
 class Run:
@@ -734,7 +764,8 @@ class Run:
         self.known, self.waited = read_log(self.log), 0.0
         (self.folder / "children").mkdir(exist_ok=True)
         # judged, but not in the log yet when the run was killed
-        self.ready = {c.backbone: c for path in (self.folder / "children").glob("[0-9]*.tsv") for c in read_rows(path)}
+        self.ready = {c.backbone: c for path in (self.folder / "children").glob("[0-9]*.tsv")
+                      for c in read_log(path).values()}
         if not (self.folder / "supernet.pt").exists():
             self.save(self.new_net(_bench.s.seed), generation=0, offset=0, warm=False)
         self.saved, self.generation = autobert.load_tensors(self.folder / "supernet.pt"), 0
@@ -760,13 +791,7 @@ class Run:
         autobert.save_tensors(self.folder / "supernet.pt", self.saved)
 
     def write(self, candidate):
-        try:
-            with open(self.log, "a", encoding="utf-8") as file:
-                file.write(to_row(candidate) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise UserError(f"{self.log}: cannot be written ({error.strerror})") from None
+        append_row(self.log, COLUMNS, to_row(candidate))
 
     def probe(self, candidate):
         """For evolve: the reason why a proposal is turned away, or None."""
@@ -980,7 +1005,7 @@ class Findings:
     def __init__(self, folder):
         self.folder, self.saved = Path(folder), read_settings(folder)
         self.s = self.saved["settings"]
-        self.everyone = list(read_log(self.folder / "candidates.tsv", mend=False).values())
+        self.everyone = list(read_log(self.folder / "candidates.tsv").values())
         self.results = read_finals(self.folder / "finals.json")
         self.judged = {c.number: c for c in self.everyone if c.number is not None}
         self.scored = [c for c in self.judged.values() if c.score is not None]
@@ -1164,6 +1189,213 @@ def report(folder):
     print(f"{tell(findings)}\n\nwrote {findings.folder / 'report.html'}")
 
 
+# ---- Does sharing pay? (Fig. 8) ----
+
+
+class Point(NamedTuple):
+    """One training run of one architecture, a row of points.tsv. mlm None: it diverged."""
+    kind: str  # random and mutant: the probe lets it pass; collapsed: it does not
+    number: int  # among its kind
+    start: str  # warm: with the super-net's weights; scratch: with random ones
+    steps: int  # of pre-training
+    mlm: float | None = None
+    score: float = 0.0
+    learned: bool = False
+    seconds: float = 0.0
+    backbone: tuple = ()
+
+
+def point_of(line):
+    """The Point of a line of points.tsv."""
+    kind, number, start, steps, mlm, score, learned, seconds, backbone = line.split("\t")
+    return Point(kind, int(number), start, int(steps), None if mlm == "-" else float(mlm), float(score),
+                 learned == "yes", float(seconds), tuple(backbone.split(" | ")))
+
+
+def newcomers(known, counts, seed):
+    """[(kind, number, backbone), ...], none of them in the run's log: as many of each kind as `counts` says.
+
+    random and mutant pass the probe, the mutants' parents and UCB tables are those of the search's next round, had it
+    one; collapsed are random ones that the probe turns away, fewer if it hardly ever does.
+    """
+    s, seen, made = _bench.s, set(known), []
+    tables, scored = tables_of(s), [c for c in known.values() if c.score is not None]
+    for c in sorted(known.values(), key=lambda c: (c.round, c.score is None)):
+        tables.observe(c.backbone, c.score)
+    parents = sorted(scored, key=lambda c: (-c.score, c.number))[:s.parents]
+    for kind, count in counts.items():
+        rng, found, wanted = random.Random(f"{kind} {seed}"), [], "collapsed" if kind == "collapsed" else None
+        for _ in range(100 * count):
+            if kind == "mutant":
+                parent = parents[len(found) % len(parents)].backbone
+                backbone = mutate(parent, tables, rng, seen, collections.Counter())
+            else:
+                backbone = random_backbone(_bench.config.layers, rng)
+            if backbone not in seen and _bench.probe(backbone) == wanted:
+                found.append(backbone)
+            seen.add(backbone)
+            if len(found) == count:
+                break
+        if len(found) < count and not wanted:
+            raise UserError(f"the probe let {len(found)} of {100 * count} new architectures ({kind}) pass; expected "
+                            f"{count}: fewer --architectures, or a run with a smaller --collapse")
+        made += [(kind, number, backbone) for number, backbone in enumerate(found)]
+    return made
+
+
+def measure(path, todo, team, seed):
+    """The todo Points with their results: from points.tsv, where it has them, else trained and written there."""
+    wanted = {p[:4] + p[-1:] for p in todo}
+
+    def entry(line):
+        p = point_of(line)
+        if p[:4] + p[-1:] not in wanted:
+            raise ValueError("not a point of this run and these flags; call again as before, or with another --out")
+        return p
+
+    known = {p[:4]: p for p in read_rows(path, Point._fields, entry)}
+    missing = [p for p in todo if p[:4] not in known]
+    print(f"-- {len(todo)} points, {len(todo) - len(missing)} of them in {path}", flush=True)
+    for p in team.map([("point", p, seed) for p in missing]):
+        mlm, learned = "-" if p.mlm is None else repr(p.mlm), "yes" if p.learned else "no"
+        append_row(path, Point._fields, "\t".join(map(str, (
+            *p[:4], mlm, repr(p.score), learned, f"{p.seconds:.2f}", " | ".join(p.backbone)))))
+        print(f"{p.kind}={p.number} start={p.start} steps={p.steps} mlm={mlm[:5]} score={p.score:.3f} "
+              f"learned={learned} {p.seconds:.1f}s", flush=True)
+        known[p[:4]] = p
+    return [known[p[:4]] for p in todo]
+
+
+def steps_to_reach(curve, score):
+    """Steps at which the running maximum of [(steps, score), ...] first reaches a score; None if it never does.
+
+    Between two points the maximum is a line over log steps. Example: [(100, 0.2), (400, 0.4)], 0.3 -> 200.0
+    """
+    best, before = -math.inf, None
+    for steps, value in sorted(curve):
+        if value >= score:
+            return before * (steps / before) ** ((score - best) / (value - best)) if before else float(steps)
+        best, before = max(best, value), steps
+    return None
+
+
+def told_apart(points):
+    """What an architecture needs to learn, from all its Points."""
+    learned = {p.start for p in points if p.learned}
+    return "learn from scratch" if "scratch" in learned else "learn warm only" if learned else "never learn"
+
+
+def quartiles(factors):
+    """[(factor, whether it is a lower bound), ...] -> ["median", "lower", "upper"], bounds marked.
+
+    Example: [(2, False), (4, False), (8, True)] -> ["4.0", "3.0", ">=6.0"]
+    """
+    factors = sorted(factors)
+    return [">=" * factors[math.ceil(q * (len(factors) - 1))][1] + f"{np.quantile([f for f, _ in factors], q):.1f}"
+            for q in (0.5, 0.25, 0.75)]
+
+
+def means(points):
+    """Table lines: per start and steps mean score, MLM and seconds, and how many learned; and the chart's curves."""
+    lines, curves = [f"{'start':>8}{'steps':>8}{'score':>8}{'MLM':>8}{'learned':>9}{'seconds':>9}"], {}
+    for start in ("warm", "scratch"):
+        rows = []
+        for steps in sorted({p.steps for p in points if p.start == start}):
+            mine = [p for p in points if (p.start, p.steps) == (start, steps)]
+            scores, mlm = [p.score for p in mine], [p.mlm for p in mine if p.mlm is not None]
+            rows.append((steps, statistics.fmean(scores), *map(float, np.quantile(scores, (0.25, 0.75)))))
+            lines.append(f"{start:>8}{steps:>8}{rows[-1][1]:>8.3f}{statistics.fmean(mlm) if mlm else math.nan:>8.3f}"
+                         f"{sum(p.learned for p in mine):>5}/{len(mine):<3}"
+                         f"{statistics.fmean(p.seconds for p in mine):>9.1f}")
+        curves[start] = tuple(zip(*rows))
+    return lines, curves
+
+
+def savings(architectures, own):
+    """Lines on how many times the steps training from scratch takes to the score that `own` warm steps give."""
+    groups = collections.defaultdict(list)  # group -> (factor, whether it is a lower bound, or an upper one)
+    for (kind, _), points in architectures.items():
+        curve = [(p.steps, p.score) for p in points if p.start == "scratch"]
+        score = next(p.score for p in points if (p.start, p.steps) == ("warm", own))
+        steps = steps_to_reach(curve, score)
+        factor = ((steps or max(curve)[0]) / own, steps is None, steps == min(curve)[0])
+        learner = told_apart(points)
+        for group in (learner, *(("all that learn", f"of them {kind}") if learner != "never learn" else ())):
+            groups[group].append(factor)
+    lines = [f"{'':18}{'n':>4}{'median':>9}{'lower':>9}{'upper':>9}{'not reached':>13}{'at once':>9}"]
+    for group in ("all that learn", "of them random", "of them mutant", "learn from scratch", "learn warm only"):
+        if mine := groups[group]:
+            cells = "".join(f"{cell:>9}" for cell in quartiles([factor[:2] for factor in mine]))
+            lines.append(f"{group:18}{len(mine):>4}{cells}{sum(f[1] for f in mine):>13}{sum(f[2] for f in mine):>9}")
+    return [*lines, f"{'never learn':18}{len(groups['never learn']):>4}"]
+
+
+def rankings(points, own):
+    """Lines with Kendall's tau-b between each start and steps and the longest training from scratch."""
+    ways = collections.defaultdict(list)  # each has the architectures in the same order
+    for p in points:
+        ways[p.start, p.steps].append((p.score, -99.0 if p.mlm is None else -p.mlm))
+    full = ways.pop(max(way for way in ways if way[0] == "scratch"))
+    lines, of_score = [f"{'start':>8}{'steps':>8}{'score tau':>11}{'p':>7}{'MLM tau':>11}{'p':>7}"], {}
+    for way in sorted(ways, key=lambda way: (way[0] == "scratch", way[1])):
+        both = [glue.kendall_tau(x, y) for x, y in zip(zip(*ways[way]), zip(*full))]
+        of_score[way] = both[0][0]
+        lines.append(f"{way[0]:>8}{way[1]:>8}" + "".join(f"{tau:>11.2f}{p:>7.3f}" for tau, p in both))
+    if len({score for score, _ in full}) == 1:
+        return [*lines, "All scores of the longest training are equal: there is nothing to rank."]
+    like = [steps for (start, steps), tau in of_score.items() if start == "scratch" and tau >= of_score["warm", own]]
+    said = f"{min(like)} steps from scratch rank" if like else "no shorter training from scratch ranks"
+    return [*lines, f"By score, {said} the architectures at least as well as {own} warm steps do."]
+
+
+def summary(points, own):
+    """What the Points say, in words and tables; own: the warm steps that stand for the search's evaluation."""
+    passed, architectures = [p for p in points if p.kind != "collapsed"], collections.defaultdict(list)
+    for p in passed:
+        architectures[p.kind, p.number].append(p)
+    n, full = len(architectures), max(p.steps for p in passed if p.start == "scratch")
+    fails = sum(not p.learned for p in passed if (p.start, p.steps) == ("scratch", full))
+    cold, warm = ([p.learned for p in points if (p.kind, p.start) == ("collapsed", start)]
+                  for start in ("scratch", "warm"))
+    return "\n".join([
+        f"{n} architectures that the super-net has never seen, from its weights (warm) and from scratch", "",
+        *means(passed)[0], "",
+        f"Cost: pre-training steps from scratch to the score after {own} warm steps, divided by {own}.",
+        f"Median and quartiles; not reached: nor after {full} steps, a lower bound (>=); at once: by the first count.",
+        *savings(architectures, own), "The paper saves 80 to 87 % of an evaluation's cost: a factor of 5 to 7.7.", "",
+        f"Fidelity (Fig. 8): Kendall's tau-b with the ranking after {full} steps from scratch, n = {n}",
+        *rankings(passed, own), "",
+        f"Probe: it let {n} pass, of which {fails} did not learn in {full} steps from scratch; it turned {len(cold)} "
+        f"away as collapsed, of which {sum(cold)} did learn, and {sum(warm)} from the super-net."])
+
+
+def sharing(folder, team, flags):
+    """Train new architectures from a finished run's super-net and from scratch: points, summary and chart."""
+    start, out = time.time(), Path(flags.out or folder / "sharing")
+    if not (folder / "table.txt").exists() or not (folder / "supernet.pt").exists():
+        raise UserError(f"{folder}: not a finished search; finish it with: python opnas.py resume {folder}")
+    team.open(folder)
+    run, s = Run(folder, team), _bench.s
+    if not any(c.score is not None for c in run.known.values()):
+        raise UserError(f"{run.log}: no candidate with a score; expected the log of a finished search")
+    warm = flags.warm or sorted({math.ceil(s.steps * share) for share in (0.5, 1, 2)})
+    scratch = flags.scratch or [s.steps * times for times in (1, 2, 4, 8, 16)]
+    counts = {"random": flags.architectures - flags.architectures // 2, "mutant": flags.architectures // 2,
+              "collapsed": flags.collapsed}
+    ways = [(start, steps) for start, list_ in (("scratch", scratch), ("warm", warm)) for steps in list_[::-1]]
+    least = [("scratch", scratch[-1]), ("warm", s.steps)]  # what is of interest of a collapsed one
+    todo = [Point(kind, number, *way, backbone=backbone)
+            for kind, number, backbone in newcomers(run.known, counts, flags.seed)
+            for way in (least if kind == "collapsed" else ways)]
+    points = measure(out / "points.tsv", todo, team, flags.seed)
+    text = summary(points, min(warm, key=lambda steps: abs(steps - s.steps)))
+    data.write_beside(out / "summary.txt", text + "\n")
+    chart = autobert.chart("Does weight sharing pay?", "pre-training steps", "mean score with quartiles",
+                           means([p for p in points if p.kind != "collapsed"])[1], log=True)
+    data.write_beside(out / "sharing.svg", chart)
+    print(f"\n{text}\n\n{out}: done in {time.time() - start:.0f}s")
+
+
 # ---- Is UCB worth it? (Fig. 6) ----
 
 ARMS = {  # what compare can compare: the strategies, and a search with one part of the method taken out
@@ -1221,8 +1453,8 @@ def interval(differences):
     mean, count = statistics.fmean(differences), len(differences)
     if count < 2:
         return mean, math.inf
-    z, v = 1.959964, count - 1  # the t quantile from the normal one (Cornish-Fisher); 1 % off at v = 3
-    t = 12.706 if v == 1 else 4.303 if v == 2 else (
+    z, v = 1.959964, count - 1  # the t quantile from the normal one (Cornish-Fisher), good to .3 % from v = 4 on
+    t = {1: 12.706, 2: 4.303, 3: 3.182}.get(v) or (
         z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
         + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3))
     return mean, t * statistics.stdev(differences) / math.sqrt(count)
@@ -1290,8 +1522,11 @@ def on_the_task(arms, settings, pairs, out, team, args):
     curves, extra = {arm: {} for arm in arms}, {"winner, fully trained": {arm: {} for arm in arms}}
     for seed in range(settings.seed, settings.seed + pairs):
         bare, first = out / f"bare-{seed}", out / f"first-{seed}"
+        wanted = replace(settings, seed=seed, rounds=0)
         if not bare.exists():
-            prepare(bare, replace(settings, seed=seed, rounds=0), args.corpus, args.glue)
+            prepare(bare, wanted, args.corpus, args.glue)
+        elif read_settings(bare)["settings"] != wanted:
+            raise UserError(f"{bare}: a run with other settings; give another --out")
         for arm in arms:
             alike = not {"write_back", "transforms", "collapse"} & ARMS[arm].keys() and arm != "random"
             if alike:
@@ -1512,6 +1747,31 @@ def main_compare(argv):
     print(f"\n{text}\n\nwrote {out}/table.txt, pairs.tsv, curves.tsv, curves.svg")
 
 
+def main_sharing(argv):
+    """python opnas.py sharing RUN."""
+    def counts(text):
+        return sorted({data.number(int, 1)(part) for part in text.split(",")})
+
+    parser = data.Parser(prog="opnas.py sharing", description="Does weight sharing pay? Train new architectures from a "
+                         "finished run's super-net and from scratch. Stopped, it goes on when called again.")
+    parser.add_argument("run", help="the run's folder")
+    parser.add_argument("--architectures", type=data.number(int, 2), default=12,
+                        help="new ones that the probe lets pass: half random, half mutants of the best")
+    parser.add_argument("--collapsed", type=data.number(int, 0), default=6, help="new ones that it turns away")
+    parser.add_argument("--warm", type=counts, metavar="STEPS,..", help="pre-training steps from the super-net; "
+                        "default: 1/2, 1 and 2 times the run's --steps")
+    parser.add_argument("--scratch", type=counts, metavar="STEPS,..", help="steps from random weights, the largest is "
+                        "the full training; default: 1, 2, 4, 8 and 16 times the run's --steps")
+    parser.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="of architectures, training")
+    parser.add_argument("--out", help="folder of points.tsv, summary.txt, sharing.svg; default: RUN/sharing")
+    add_machine_flags(parser)
+    args = parser.parse_args(argv)
+    folder, args.again = Path(os.path.abspath(args.run)), "the same command"
+    read_settings(folder)
+    with at_work(args, ["sharing", *argv]) as team, locked(folder):
+        sharing(folder, team, args)
+
+
 def main_report(argv):
     """python opnas.py report RUN."""
     parser = data.Parser(prog="opnas.py report", description="What a run found: as text, and as RUN/report.html.")
@@ -1519,7 +1779,8 @@ def main_report(argv):
     report(parser.parse_args(argv).run)
 
 
-COMMANDS = {"resume": functools.partial(main_search, resumed=True), "report": main_report, "compare": main_compare}
+COMMANDS = {"resume": functools.partial(main_search, resumed=True), "report": main_report, "compare": main_compare,
+            "sharing": main_sharing}
 
 
 def main(argv=None):

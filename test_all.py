@@ -5,6 +5,7 @@ by hand.
 
     python -m pytest -q test_all.py
 """
+import contextlib
 import fcntl
 import gzip
 import itertools
@@ -14,6 +15,7 @@ import math
 import os
 import random
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -1030,6 +1032,30 @@ def test_the_best_child_writes_last_and_ties_go_to_the_earlier():
     assert supernet.write_order([0.5, 0.7, 0.5, 0.1]) == [3, 2, 0, 1]
 
 
+def test_the_mean_of_the_children_can_be_written_back_instead():
+    net = supernet.SuperNet(TINY)
+    before = copies(net.slots)
+    a, b = net.child((BERT, "conv 65")).state_dict(), net.child((BERT, "conv 3")).state_dict()
+    for child, value in ((a, 1.0), (b, 3.0)):
+        for tensor in child.values():
+            tensor.fill_(value)
+    supernet.write_back(net, [(0.9, lambda: a), (0.1, lambda: b)], "mean")
+    assert (net.slots["encoder.layers.0.attention.inputs.Q.weight"] == 2).all()
+    kernel, old = (slots["encoder.layers.1.convolution.kernel"] for slots in (net.slots, before))
+    assert (kernel[:, 17:48] == 2).all() and (kernel[:, :17] == 1).all() and (kernel[:, 48:] == 1).all()  # 31 of 65 taps
+    assert all((net.slots[name] == before[name]).all() for name in net.slots if ".0.convolution." in name)
+    supernet.write_back(net, [(0.9, lambda: a), (0.1, lambda: b)])
+    assert (kernel == 1).all() and not (old == 1).any()
+
+
+def test_a_super_net_without_transforms_lends_bare_centres():
+    net = supernet.SuperNet(TINY, transforms=False)
+    child = net.child(("conv 5", "conv 65")).state_dict()
+    assert not [name for name in net.slots if "transforms" in name]
+    bare = net.slots["encoder.layers.0.convolution.kernel"]
+    assert torch.equal(child["encoder.layers.0.convolution.kernel"], bare[:, 30:35]) and bare.shape == (2, 65)
+
+
 def test_absorb_refuses_another_backbone():
     net = supernet.SuperNet(TINY)
     with pytest.raises(ValueError, match="another backbone"):
@@ -1396,6 +1422,78 @@ def test_rejected_candidates_are_no_parents_and_a_search_survives_them():
     assert by_number[10].parent is None and by_number[16].parent == 12  # at first there is nobody to mutate
 
 
+def test_all_strategies_share_the_first_population_and_differ_in_how_they_go_on():
+    fitness = pretend(lambda backbone: len("".join(backbone)) % 17 / 17)
+    run = lambda strategy: opnas.evolve(replace(SETTINGS, strategy=strategy), 4, fitness)  # noqa: E731
+    histories = {strategy: run(strategy) for strategy in opnas.CHOSEN["strategy"]}
+    first = {tuple(c.backbone for c in history[:10]) for history in histories.values()}
+    later = {tuple(c.backbone for c in history[10:]) for history in histories.values()}
+    assert len(first) == 1 and len(later) == 4  # random and random+ws propose the same and differ in what they train
+    assert all(c.parent is None for name in ("random", "random+ws") for c in histories[name])
+    assert all(c.parent is not None for name in ("op-nas", "ea+ws", "ea-copy") for c in histories[name][10:])
+    assert {len(history) for history in histories.values()} == {46}
+
+
+def test_plain_evolution_draws_uniformly():
+    tables = opnas.tables_of(replace(SETTINGS, strategy="ea+ws"))
+    for i, kernel in enumerate(autobert.KERNELS):
+        tables.observe((f"conv {kernel}", BERT), i / 7)
+    assert set(tables.p(0).values()) == {0.1} and set(tables.p(("layer", 0)).values()) == {1 / 7}
+
+
+def test_the_control_copies_another_layers_attention():
+    rng, counts = random.Random(0), Counter()
+    children = {opnas.mutate_inter(("conv 9", BERT), filled_tables(), rng, counts, copy=True) for _ in range(60)}
+    assert (BERT, BERT) in children and all(a == BERT for a, b in children if not autobert.kernel_of(a))
+    alone = opnas.mutate_inter(("conv 9",), filled_tables(), random.Random(1), counts, copy=True)
+    assert opnas.mutate_inter(("conv 9",), filled_tables(), random.Random(1), counts) == alone  # nothing to copy
+
+
+# ---- opnas.py: comparing strategies ----
+
+
+def test_a_landscape_is_fixed_and_does_what_its_family_says():
+    """Logit is z / 3: by position and by op layers add up; misleading turns every other layer round."""
+    def z(family, *backbone):
+        f = opnas.landscape(family, 7)(backbone)
+        assert 0 < f < 1 and f == opnas.landscape(family, 7)(backbone)
+        return 3 * math.log(f / (1 - f)) * math.sqrt(len(backbone))
+    a, b = "-Q @ T(K)  @ V", "softsign(K @ T(Q) @ V)"
+    for family in ("by position", "by op", "by motif", "op in context"):
+        assert z(family, a, b) == pytest.approx(z(family, a) + z(family, b)) == pytest.approx(z(family, b, a))
+    assert z("misleading", a, b) == pytest.approx(z("by position", a) - z("by position", b))
+    assert z("none", a, b) != pytest.approx(z("none", a) + z("none", b))
+    assert opnas.landscape("by op", 7)((a,)) != opnas.landscape("by op", 8)((a,))
+    # two nodes of one op in other places: the same by op, not by position; the same ops reading others: in context
+    assert z("by op", "T(-Q) @ K @ V") == pytest.approx(z("by op", "-T(Q) @ K @ V"))
+    assert z("by position", "T(-Q) @ K @ V") != pytest.approx(z("by position", "-T(Q) @ K @ V"))
+    assert z("op in context", "T(-Q) @ K @ V") != pytest.approx(z("op in context", "-T(Q) @ K @ V"))
+
+
+def test_strategies_on_a_landscape_are_paired_and_cost_no_training():
+    settings = replace(SETTINGS, seed=3)
+    curves = [opnas.on_landscape(replace(settings, **opnas.ARMS[arm]), "by op", 4, 0.0)
+              for arm in ("op-nas", "ea+ws", "op-nas")]
+    assert curves[0] == curves[2] != curves[1] and curves[0][:10] == curves[1][:10]
+    assert all(a <= b for a, b in zip(curves[0], curves[0][1:])) and len(curves[0]) == 46  # without noise it only rises
+
+
+def test_intervals_are_students():
+    """Quantiles from a printed table of t: .975 at 1, 2, 4, 9 and 59 degrees of freedom."""
+    for count, t in ((2, 12.706), (3, 4.303), (5, 2.776), (10, 2.262), (60, 2.001)):
+        values = [float(i) for i in range(count)]
+        mean, half = opnas.interval(values)
+        assert mean == (count - 1) / 2
+        assert half == pytest.approx(t * statistics.stdev(values) / math.sqrt(count), rel=4e-3)
+    assert opnas.interval([1.0]) == (1.0, math.inf)
+
+
+def test_paired_differences_by_hand():
+    """Differences 1, 3, 0, 4: mean 2, sd 1.826; half 3.182 * 1.826 / 2 = 2.905; won 3.5 of 4; (1.96 * 1.581 / 2)² + 2"""
+    mean, _, half, won, _, needed = opnas.against([1, 4, 2, 9], [0, 1, 2, 5], scale=1).split()
+    assert (float(mean), int(won), int(needed)) == (2.0, 88, 4) and float(half) == pytest.approx(2.905, abs=0.02)
+
+
 def test_a_log_line_reads_back_exactly():
     c = opnas.Candidate(3, 1, 0, ("conv 9", BERT), 0.1 + 0.2, "", 3.3, 1.25, 0.5, (("CoLA", 1 / 3), ("STS-B", 0.0)))
     assert opnas.from_row(opnas.to_row(c)) == c
@@ -1479,6 +1577,104 @@ def test_a_killed_run_resumes_to_the_same_result(finished, toy, tmp_path):
     result = command("opnas.py", "resume", run, "--workers", 2)
     assert result.returncode == 0, result.stderr
     assert outcome(run) == outcome(finished[0])
+
+
+def test_kill_9_at_any_moment_changes_nothing(finished, toy, tmp_path):
+    """Four kills at random moments, four in the middle of a write; then the run ends as if it had never been killed."""
+    rng, run, kills = random.Random(time.time_ns()), tmp_path / "killed", Counter()
+    for kind in ("any", "write") * 4:
+        line = ["opnas.py", "resume", run] if (run / "settings.json").exists() else search(toy, run, 1)
+        process = subprocess.Popen([sys.executable, *map(str, line), "--workers", str(rng.choice((1, 2)))], cwd=HERE,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        begun, wait, skip = time.time(), rng.uniform(1, 6), rng.randrange(4)
+        seen = set()
+        while process.poll() is None and (len(seen) <= skip if kind == "write" else time.time() < begun + wait):
+            for folder in (run, run / "children"):
+                with contextlib.suppress(OSError):
+                    seen.update(name for name in os.listdir(folder) if name.endswith(".tmp"))
+            time.sleep(0.0002 if kind == "write" else 0.01)
+        kills[kind] += process.poll() is None
+        process.kill()
+        process.wait()
+    assert sum(kills.values()) >= 4, kills
+    result = command("opnas.py", "resume", run, "--workers", 2)
+    assert result.returncode == 0, result.stderr
+    assert outcome(run) == outcome(finished[0])
+
+
+def test_a_full_disk_stops_a_run_and_loses_no_candidate(finished, toy, tmp_path):
+    """No file may grow beyond 150 kB, which a model's weights do: as if the disk were full just then."""
+    run = tmp_path / "full"
+    assert interrupted(toy, run, 1, 5, signal.SIGKILL)[0] == -signal.SIGKILL
+    before = (run / "candidates.tsv").read_text()
+    result = subprocess.run([sys.executable, "opnas.py", "resume", str(run), "--workers", "1"], cwd=HERE, text=True,
+                            capture_output=True, timeout=100, preexec_fn=lambda: resource.setrlimit(
+                                resource.RLIMIT_FSIZE, (150_000, 150_000)))
+    assert result.returncode == 2 and "cannot be written" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert (run / "candidates.tsv").read_text().startswith(before) and not list(run.glob("**/.*.tmp"))
+    assert command("opnas.py", "resume", run, "--workers", 1).returncode == 0
+    assert outcome(run) == outcome(finished[0])
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def test_torchruns_processes_give_the_same_result(finished, toy, tmp_path):
+    line = [*TORCHRUN, *search(toy, tmp_path / "run", 1)[:-2]]
+    result = subprocess.run(line, cwd=HERE, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "workers=2" in result.stdout and outcome(tmp_path / "run") == outcome(finished[0])
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "--workers"])
+def test_a_dead_worker_ends_the_run_clearly_and_it_can_go_on(launcher, finished, toy, tmp_path):
+    run = tmp_path / "run"
+    line = [*TORCHRUN, *search(toy, run, 1)[:-2]] if launcher == "torchrun" else [sys.executable, *search(toy, run, 2)]
+    process = subprocess.Popen(line, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = run / "candidates.tsv"
+    while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > 6):
+        time.sleep(0.02)
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        if b"\0RANK=1\0" in Path(f"/proc/{child}/environ").read_bytes():
+            os.kill(int(child), signal.SIGKILL)
+    error = process.communicate(timeout=120)[1]
+    said = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert process.returncode and len(said) == 1 and f"opnas.py resume {run}" in said[0], error
+    assert command("opnas.py", "resume", run, "--workers", 1).returncode == 0
+    assert outcome(run) == outcome(finished[0])
+
+
+def test_a_mapped_file_of_weights_takes_no_memory_until_it_is_used(tmp_path):
+    """So a worker that builds a child reads the slots it copies, and no second super-net."""
+    autobert.save_tensors(tmp_path / "net.pt", {"slots": {str(i): torch.zeros(10**7) for i in range(8)}})  # 320 MB
+    script = """if True:
+        import resource, sys, autobert
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1 if sys.platform == "darwin" else 1024)
+        before = peak()
+        slots = autobert.load_tensors(sys.argv[1], mapped=True)["slots"]
+        copy = slots["3"].clone()
+        print(peak() - before)"""
+    assert float(command("-c", script, tmp_path / "net.pt").stdout) < 150  # MB: the copy and the 40 MB it was read from
+
+
+def test_a_comparison_goes_from_text_to_fig_6_and_a_second_call_goes_on(toy, tmp_path):
+    line = ["opnas.py", "compare", *search(toy, tmp_path, 2)[1:], "--seeds", 2, "--arms", "op-nas,ea+ws,random",
+            "--rounds", 1, "--rows", 16, "--final-steps", 2]
+    first = command(*line)
+    assert first.returncode == 0, first.stderr
+    table = (tmp_path / "table.txt").read_text()
+    assert "winner, fully trained" in table and all(f"  {arm}  " in table for arm in ("op-nas", "ea+ws", "random"))
+    rows = [line.split("\t") for line in (tmp_path / "curves.tsv").read_text().splitlines()]
+    assert rows[0] == ["arm", "candidates", "mean", "sd"] and len(rows) == 1 + 3 * 6
+    assert [row[1:] for row in rows[1:5]] == [row[1:] for row in rows[7:11]]  # op-nas and ea+ws share M_0
+    ElementTree.parse(tmp_path / "curves.svg")
+    shutil.rmtree(tmp_path / "ea+ws-1")
+    (tmp_path / "table.txt").unlink()
+    again = command(*line)
+    assert again.returncode == 0 and again.stdout.splitlines()[-12:] == first.stdout.splitlines()[-12:], again.stderr
+    assert (tmp_path / "table.txt").read_text() == table
+    other = command(*line, "--alpha", 1)
+    assert other.returncode == 2 and "other settings" in other.stderr and len(other.stderr.splitlines()) == 1
 
 
 def test_ctrl_c_says_how_to_go_on(toy, tmp_path):
@@ -1673,6 +1869,157 @@ def test_a_report_on_a_broken_run_is_one_clear_error(name, content, tmp_path):
     assert not (run / "report.html").exists()
     with pytest.raises(UserError, match="no run"):
         opnas.report(tmp_path / "nowhere")
+
+
+# ---- opnas.py sharing: does weight sharing pay? (Fig. 8) ----
+
+SHARING_FLAGS = "--architectures 2 --collapsed 1 --warm 2,15 --scratch 1,4 --device cpu".split()
+
+
+def test_steps_to_reach_a_score_go_by_the_running_maximum_over_log_steps():
+    curve = [(400, 0.3), (100, 0.1), (200, 0.05), (1600, 0.7)]  # maximum: .1 .1 .3 .7
+    assert opnas.steps_to_reach(curve, 0.1) == opnas.steps_to_reach(curve, 0.0) == 100  # at the first count, at most
+    assert opnas.steps_to_reach(curve, 0.2) == pytest.approx(200 * 2**0.5)  # half the way from 200 to 400
+    assert opnas.steps_to_reach(curve, 0.4) == pytest.approx(400 * 4**0.25)  # a quarter of that from 400 to 1600
+    assert opnas.steps_to_reach(curve, 0.7) == pytest.approx(1600) and opnas.steps_to_reach(curve, 0.71) is None
+
+
+def test_a_quartile_that_rests_on_a_lower_bound_says_so():
+    assert opnas.quartiles([(2, False), (8, True), (4, False)]) == ["4.0", "3.0", ">=6.0"]
+    assert opnas.quartiles([(8, True)]) == [">=8.0"] * 3
+
+
+def measured(kind, number, warm, *scratch):
+    """Points of an architecture from (score, learned) after 10 warm steps, and after 10, 40, 160 .. from scratch."""
+    ways = [("warm", 10, warm), *(("scratch", 10 * 4**i, found) for i, found in enumerate(scratch))]
+    return [opnas.Point(kind, number, start, steps, 4 - score, score, learned, 1.0, ("conv 3",))
+            for start, steps, (score, learned) in ways]
+
+
+def test_architectures_are_told_apart_by_what_they_need_to_learn():
+    no, yes = (0.1, False), (0.3, True)
+    assert opnas.told_apart(measured("random", 0, no, no, yes)) == "learn from scratch"
+    assert opnas.told_apart(measured("random", 0, yes, no, yes)) == "learn from scratch"
+    assert opnas.told_apart(measured("random", 0, yes, no, no)) == "learn warm only"
+    assert opnas.told_apart(measured("random", 0, no, no, no)) == "never learn"
+
+
+def test_the_summary_says_what_the_points_say():
+    points = [p for args in (
+        ("random", 0, (0.2, True), (0.1, False), (0.3, True), (0.4, True)),      # reached at 10 * 4^.5 = 20: twice
+        ("random", 1, (0.5, True), (0.2, False), (0.2, False), (0.2, False)),    # never reached: >= 16 times
+        ("mutant", 0, (0.3, True), (0.3, False), (0.5, True), (0.6, True)),      # at once: 1 time
+        ("mutant", 1, (0.1, False), (0.0, False), (0.1, False), (0.1, False)),   # never learns: not counted
+        ("collapsed", 0, (0.2, True), (0.1, False)), ("collapsed", 1, (0.2, True), (0.1, True)))
+        for p in measured(*args)]
+    lines = opnas.summary(points, 10).splitlines()
+    rows = {tuple(line[:18].split()): line[18:].split() for line in lines}
+    assert rows["all", "that", "learn"] == ["3", "2.0", "1.5", ">=9.0", "1", "1"]
+    assert rows["learn", "from", "scratch"] == ["2", "1.5", "1.2", "1.8", "0", "1"]
+    assert rows["learn", "warm", "only"] == ["1", ">=16.0", ">=16.0", ">=16.0", "1", "0"]
+    assert rows["of", "them", "mutant"][:2] == ["1", "1.0"] and rows["never", "learn"] == ["1"]
+    table = [line.split() for line in lines]
+    assert ["warm", "10", "0.275", "3.725", "3/4", "1.0"] in table
+    assert ["scratch", "160", "0.325", "3.675", "2/4", "1.0"] in table
+    # warm .2 .5 .3 .1 against full .4 .2 .6 .1: 4 pairs of 6 agree, tau = (4 - 2) / 6; after 40 steps all but a tie do
+    below = table[table.index("start steps score tau p MLM tau p".split()):]
+    taus = {tuple(cells[:2]): cells[2] for cells in below if len(cells) == 6}
+    assert taus == {("warm", "10"): "0.33", ("scratch", "10"): "0.67", ("scratch", "40"): "1.00"}
+    assert "By score, 10 steps from scratch rank the architectures at least as well as 10 warm steps do." in lines
+    assert lines[-1] == (
+        "Probe: it let 4 pass, of which 2 did not learn in 160 steps from scratch; it turned 2 away as collapsed, of "
+        "which 1 did learn, and 2 from the super-net.")
+
+
+@pytest.fixture(scope="session")
+def shared(finished, tmp_path_factory):
+    """A copy of the small search, in which `sharing` has run with two workers; what it printed."""
+    run = tmp_path_factory.mktemp("runs") / "shared"
+    shutil.copytree(finished[0], run)
+    result = command("opnas.py", "sharing", run, *SHARING_FLAGS, "--workers", 2)
+    assert result.returncode == 0, result.stderr
+    return run, result.stdout
+
+
+def points_of(folder):
+    """The rows of points.tsv without the seconds."""
+    lines = (folder / "points.tsv").read_text().splitlines()
+    assert lines[0].split("\t") == list(opnas.Point._fields)
+    return [opnas.point_of(line)._replace(seconds=0.0) for line in lines[1:]]
+
+
+def test_sharing_trains_new_architectures_warm_and_from_scratch(finished, shared):
+    run, printed = shared
+    points = points_of(run / "sharing")
+    ways = [("scratch", 4), ("scratch", 1), ("warm", 15), ("warm", 2)]
+    assert [p[:4] for p in points] == [
+        *(("random", 0, *way) for way in ways), *(("mutant", 0, *way) for way in ways),
+        ("collapsed", 0, "scratch", 4), ("collapsed", 0, "warm", 15)]
+    backbones = list(dict.fromkeys(p.backbone for p in points))
+    known, bench = opnas.read_log(run / "candidates.tsv"), opnas.Bench(run)
+    assert len(backbones) == 3 and not set(backbones) & set(known)
+    assert [bench.probe(backbone) for backbone in backbones] == [None, None, "collapsed"]
+    best = max((c for c in known.values() if c.score is not None), key=lambda c: (c.score, -c.number))
+    assert sum(a != b for a, b in zip(backbones[1], best.backbone)) in (1, 2)  # one inter- and one intra-layer mutation
+    assert (run / "sharing/summary.txt").read_text() in printed
+    ElementTree.parse(run / "sharing/sharing.svg")
+    for name in ("supernet.pt", "candidates.tsv"):
+        assert (run / name).read_bytes() == (finished[0] / name).read_bytes()
+
+
+def test_a_warm_point_is_what_the_search_would_find_next(shared):
+    run, _ = shared
+    point = next(p for p in points_of(run / "sharing") if p[:4] == ("mutant", 0, "warm", 15))
+    offset = autobert.load_tensors(run / "supernet.pt")["offset"]
+    judged = opnas.Bench(run).judge(opnas.Candidate(99, 9, None, point.backbone), 15, offset)
+    assert (point.mlm, point.score) == (judged.mlm, judged.score) and offset > 0
+    scratch = point._replace(start="scratch")
+    assert opnas.Bench(run).point(scratch, 0).mlm != point.mlm  # other weights, the same batches
+
+
+def sharing_fails(capsys, *arguments):
+    """The one line on stderr of `opnas.py sharing`."""
+    with pytest.raises(SystemExit) as stop:
+        data.run_cli(lambda: opnas.main(["sharing", *map(str, arguments), "--workers", "1"]))
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(lines) == 1, lines
+    return lines[0]
+
+
+def test_interrupted_sharing_goes_on_to_the_same_points(shared, tmp_path):
+    run, _ = shared
+    rows = (run / "sharing/points.tsv").read_text().splitlines(True)
+    points = tmp_path / "points.tsv"
+    points.write_text("".join(rows[:8]) + rows[8][:20])  # as by a crash in the middle of a write
+    opnas.main(["sharing", str(run), *SHARING_FLAGS, "--workers", "1", "--out", str(tmp_path)])
+    assert points.read_text().startswith("".join(rows[:8]))  # with their seconds: not trained again
+    assert points_of(tmp_path) == points_of(run / "sharing")
+    opnas.main(["sharing", str(run), *SHARING_FLAGS, "--architectures", "3", "--workers", "1", "--out", str(tmp_path)])
+    assert points.read_text().startswith("".join(rows[:8]))  # and more architectures are added to those there
+    assert [p[:2] for p in points_of(tmp_path)[10:]] == [("random", 1)] * 4
+
+
+def test_points_of_other_flags_are_not_mixed(shared, tmp_path, capsys):
+    run, _ = shared
+    before = (run / "sharing/points.tsv").read_bytes()
+    for other in (["--seed", 1], ["--scratch", "1,3"]):
+        assert "points.tsv:2: not a row (not a point of this run" in sharing_fails(capsys, run, *SHARING_FLAGS, *other)
+    assert (run / "sharing/points.tsv").read_bytes() == before
+    (tmp_path / "points.tsv").write_bytes(before.replace(b"\tscratch\t", b"\t", 1))
+    assert "points.tsv:2: " in sharing_fails(capsys, run, *SHARING_FLAGS, "--out", tmp_path)
+
+
+def test_sharing_without_a_finished_search_is_one_clear_error(finished, tmp_path, capsys):
+    assert "no run" in sharing_fails(capsys, tmp_path / "none")
+    for name in ("table.txt", "supernet.pt", "candidates.tsv"):
+        run = tmp_path / name
+        shutil.copytree(finished[0], run)
+        (run / name).unlink()
+        says = "no candidate with a score" if name == "candidates.tsv" else f"opnas.py resume {run}"
+        assert says in sharing_fails(capsys, run, *SHARING_FLAGS)
+        assert not (run / "sharing").exists()
+    for flags in (["--warm", "25,x"], ["--scratch", "0"], ["--scratch", ""], ["--architectures", "1"]):
+        assert flags[0] in sharing_fails(capsys, finished[0], *flags)
 
 
 # ---- Bad input: one line, exit 2, nothing half-written ----
