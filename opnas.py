@@ -76,7 +76,8 @@ class SearchSettings:
     size: str = option("toy", "model size: " + ", ".join(autobert.SIZES))
     vocab: int = option(data.TOY_VOCAB, "sentencepiece vocabulary")
     tasks: str = option("", "tasks that make the score, e.g. CoLA,RTE; default: the toy language's three")
-    strategy: str = option("op-nas", "how candidates come about (Fig. 6): op-nas, ea+ws, ea-copy, random+ws, random")
+    strategy: str = option("op-nas", "how candidates come about (Fig. 6): op-nas, ea+ws, random+ws, random; "
+                         "ea-copy, op-nas-copy: flips to attention copy another layer's")
     population: int = option(12, "random backbones at the start, |M| (Alg. 1 l.1)")
     parents: int = option(2, "K, the best that are mutated each round (l.4)")
     children: int = option(2, "mutants of each parent (l.5)")
@@ -119,7 +120,7 @@ PRESETS["small"] = replace(PRESETS["paper"], size="small", tasks="CoLA,MRPC,RTE,
                            alpha=None, steps=2000, cold=5, final_steps=40_000, batch=64, lr=5e-4)
 
 CHOSEN = {  # text settings that take one of a few values
-    "size": tuple(autobert.SIZES), "strategy": ("op-nas", "ea+ws", "ea-copy", "random+ws", "random"),
+    "size": tuple(autobert.SIZES), "strategy": ("op-nas", "ea+ws", "ea-copy", "op-nas-copy", "random+ws", "random"),
     "select": ("dev", "train"), "write_back": ("best", "mean"), "transforms": ("on", "off"),
 }
 
@@ -385,12 +386,11 @@ def evolve(settings, layers, fitness, probe=lambda candidate: None, note=lambda 
             tables.observe(candidate.backbone, candidate.score)
         counted = len(everyone)
         note(f"round {round_}", counts, tables)
-        scored = sorted((c for c in everyone if c.score is not None), key=lambda c: (-c.score, c.number))
-        batch = []
-        for parent in scored[:0 if settings.strategy.startswith("random") else settings.parents]:  # l.4, l.5
-            for _ in range(settings.children):
-                make = functools.partial(mutate, parent.backbone, tables, rng, seen, counts,
-                                         settings.strategy == "ea-copy")  # l.6, l.7
+        scored = [] if settings.strategy.startswith("random") else [c for c in everyone if c.score is not None]
+        copy, batch = settings.strategy.endswith("-copy"), []
+        for parent in sorted(scored, key=lambda c: (-c.score, c.number))[:settings.parents]:  # l.4
+            for _ in range(settings.children):  # l.5, l.6, l.7
+                make = functools.partial(mutate, parent.backbone, tables, rng, seen, counts, copy)
                 propose(make, round_, parent.number)
         while len(batch) < size:  # random search, or too few have a score to be parents
             propose(fresh, round_)
@@ -650,7 +650,7 @@ def follow():
     global _bench
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is rank 0's to handle
-    if STARTED_HERE in os.environ:  # the leader holds the other end of stdin; when it dies, however it dies, that closes
+    if STARTED_HERE in os.environ:  # rank 0 holds the other end of stdin; when it dies, however it dies, that closes
         threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(1)), daemon=True).start()
     torch.set_num_threads(1)
     rank, folder = int(os.environ["RANK"]), None
@@ -668,8 +668,8 @@ def follow():
                     if folder != told[0]:
                         folder, _bench = told[0], Bench(told[0], _own_device(told[1]))
                     result = _do(told[2][i])
-                except Exception as error:  # whatever it is, rank 0 raises it  # noqa: BLE001
-                    result = error
+                except (UserError, OSError, RuntimeError, MemoryError) as error:
+                    result = error  # rank 0 raises it
                 store.set(f"{batch}.{i}", pickle.dumps((rank, memory_peak(), result)))
 
 
@@ -1152,8 +1152,8 @@ def page(f):
     sections = [
         ("In short", "", grid(f.facts())),
         ("Search curve", "Every dot is one backbone, pre-trained for a short while, from shared weights if the "
-         "strategy has them, then fine-tuned on the tasks. Green: random; orange: a mutant of one of the best before it; rings at the bottom: "
-         "rejected before they got a score. Point at a dot to read it.",
+         "strategy has them, then fine-tuned on the tasks. Green: random; orange: a mutant of one of the best "
+         "before it; rings at the bottom: rejected before they got a score. Point at a dot to read it.",
          f'<div class="wide">{curve(f)}</div>'),
         ("Winner", "Each layer is a convolution (orange) or an attention. An attention is a graph of ops (blue) that "
          "takes the place of BERT's softmax(scale(Q @ T(K))) @ V: on the left are Q, K, V and P, four projections of "
@@ -1162,8 +1162,8 @@ def page(f):
              (f"L{i}", gene) for i, gene in enumerate(winner, 1)) if winner else none),
         ("Which op does well where", "Columns are the positions of an attention's formula, counted in the order of "
          "computation. The large number, and the colour, is the mean score of the candidates with that op there (a "
-         "rejected one counts as the worst), N how often it stood there, p the chance that a mutation draws it next (random "
-         "search draws none).",
+         "rejected one counts as the worst), N how often it stood there, p the chance that a mutation draws it next "
+         "(random search draws none).",
          heat(f, int, ops.OPS, "op")),
         ("Which kernel does well where", "The same for the convolutions' kernels, layer by layer.",
          heat(f, tuple, KERNELS, "kernel")),
@@ -1466,7 +1466,8 @@ def against(arm, base, scale=100):
     mean, half = interval(differences)
     needed = math.inf if not mean else 2 + (1.96 * statistics.pstdev(differences) / mean) ** 2
     won = sum(d > 0 for d in differences) + sum(d == 0 for d in differences) / 2
-    return f"{mean:+6.2f} +- {half:5.2f} {100 * won / len(differences):3.0f} % {min(needed, 99999):6.0f}"
+    told = f"{needed:.0f}" if needed < 9999.5 else "over 9999"
+    return f"{mean:+6.2f} +- {half:5.2f} {100 * won / len(differences):3.0f} % {told:>10}"
 
 
 def compare(curves, base, out, title, extra=None):
@@ -1479,11 +1480,11 @@ def compare(curves, base, out, title, extra=None):
                                    for arm, runs in curves.items()}, **(extra or {})}
     lines = []
     for name, arms in measures.items():
-        lines += ["", f"{name} (x 100)".ljust(24) + f"{'mean':>7} {'sd':>5}   minus {base}: 95 %, pairs won, pairs needed"]
+        lines += ["", f"{name} (x 100)".ljust(34) + f"mean    sd   minus {base}: 95 %, pairs won, pairs needed"]
         for arm, values in arms.items():
             numbers = [100 * x for x in values.values()]
             pairs = [k for k in values if k in arms[base]]
-            lines.append(f"  {arm:22}{statistics.fmean(numbers):7.2f} {statistics.pstdev(numbers):5.2f}   "
+            lines.append(f"  {arm:29}{statistics.fmean(numbers):7.2f} {statistics.pstdev(numbers):5.2f}   "
                          + ("" if arm == base else against([values[k] for k in pairs], [arms[base][k] for k in pairs])))
     whole = [name for name, arms in measures.items() if all(arms[arm].keys() == curves[arm].keys() for arm in arms)]
     rows = ["\t".join(("arm", "pair", *whole))]
@@ -1714,6 +1715,7 @@ def main_compare(argv):
                         help="made-up fitness functions (two minutes) in place of trained candidates")
     parser.add_argument("--seeds", type=data.number(int, 1, 10**5), help="default: 5; landscapes: 60")
     parser.add_argument("--arms", help=f"of {', '.join(ARMS)}")
+    parser.add_argument("--base", help="the arm that the others are paired with; default: ea+ws")
     parser.add_argument("--out", default="runs/compare", help="folder; a stopped comparison goes on from what is there")
     parser.add_argument("--layers", type=data.number(int, 1, 99), default=12, help="of backbones on landscapes")
     parser.add_argument("--noise", type=data.number(float, 0), default=0.04,
@@ -1721,12 +1723,14 @@ def main_compare(argv):
     add_settings(parser)
     add_machine_flags(parser)
     args = parser.parse_args(argv)
-    arms = (args.arms or ("op-nas,literal,ea+ws,ea-copy,random" if args.landscapes else
+    arms = (args.arms or ("op-nas,literal,ea+ws,ea-copy,op-nas-copy,random" if args.landscapes else
                           "op-nas,ea+ws,random+ws,random")).split(",")
     for arm in arms:
         if arm not in ARMS or arms.count(arm) > 1:
             raise UserError(f"--arms {arm!r}: expected each once, of {', '.join(ARMS)}")
-    base, out = "ea+ws" if "ea+ws" in arms else arms[0], Path(os.path.abspath(args.out))
+    base, out = args.base or ("ea+ws" if "ea+ws" in arms else arms[0]), Path(os.path.abspath(args.out))
+    if base not in arms:
+        raise UserError(f"--base {base!r}: expected one of the arms, {', '.join(arms)}")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1042,7 +1042,7 @@ def test_the_mean_of_the_children_can_be_written_back_instead():
     supernet.write_back(net, [(0.9, lambda: a), (0.1, lambda: b)], "mean")
     assert (net.slots["encoder.layers.0.attention.inputs.Q.weight"] == 2).all()
     kernel, old = (slots["encoder.layers.1.convolution.kernel"] for slots in (net.slots, before))
-    assert (kernel[:, 17:48] == 2).all() and (kernel[:, :17] == 1).all() and (kernel[:, 48:] == 1).all()  # 31 of 65 taps
+    assert (kernel[:, 17:48] == 2).all() and (kernel[:, :17] == 1).all() and (kernel[:, 48:] == 1).all()  # 31 of 65
     assert all((net.slots[name] == before[name]).all() for name in net.slots if ".0.convolution." in name)
     supernet.write_back(net, [(0.9, lambda: a), (0.1, lambda: b)])
     assert (kernel == 1).all() and not (old == 1).any()
@@ -1428,7 +1428,7 @@ def test_all_strategies_share_the_first_population_and_differ_in_how_they_go_on(
     histories = {strategy: run(strategy) for strategy in opnas.CHOSEN["strategy"]}
     first = {tuple(c.backbone for c in history[:10]) for history in histories.values()}
     later = {tuple(c.backbone for c in history[10:]) for history in histories.values()}
-    assert len(first) == 1 and len(later) == 4  # random and random+ws propose the same and differ in what they train
+    assert len(first) == 1 and len(later) == 5  # random and random+ws propose the same and differ in what they train
     assert all(c.parent is None for name in ("random", "random+ws") for c in histories[name])
     assert all(c.parent is not None for name in ("op-nas", "ea+ws", "ea-copy") for c in histories[name][10:])
     assert {len(history) for history in histories.values()} == {46}
@@ -1489,7 +1489,7 @@ def test_intervals_are_students():
 
 
 def test_paired_differences_by_hand():
-    """Differences 1, 3, 0, 4: mean 2, sd 1.826; half 3.182 * 1.826 / 2 = 2.905; won 3.5 of 4; (1.96 * 1.581 / 2)² + 2"""
+    """Of 1, 3, 0, 4: mean 2, sd 1.826; half 3.182 * 1.826 / 2 = 2.905; won 3.5 of 4; needed (1.96 * 1.581 / 2)² + 2"""
     mean, _, half, won, _, needed = opnas.against([1, 4, 2, 9], [0, 1, 2, 5], scale=1).split()
     assert (float(mean), int(won), int(needed)) == (2.0, 88, 4) and float(half) == pytest.approx(2.905, abs=0.02)
 
@@ -1533,7 +1533,7 @@ def interrupted(toy, run, workers, candidates, number):
 
 def outcome(run):
     """All of a run that its seed decides: candidates without their seconds, finals, winner, weights."""
-    lines = [re.sub(r"\t\d+\.\d\d\t\d+\.\d\d\t", "\t", line) for line in (run / "candidates.tsv").read_text().splitlines()]
+    lines = re.sub(r"\t\d+\.\d\d\t\d+\.\d\d\t", "\t", (run / "candidates.tsv").read_text())
     slots = autobert.load_tensors(run / "supernet.pt")["slots"]
     best = autobert.load_tensors(run / "best.pt")["state"]
     return (lines, *((run / name).read_text() for name in ("finals.json", "best.json", "table.txt")),
