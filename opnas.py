@@ -30,7 +30,6 @@ import itertools
 import json
 import math
 import os
-import pickle
 import platform
 import random
 import resource
@@ -497,19 +496,18 @@ class Bench:
         data.write_beside(kept.with_suffix(".tsv"), "\t".join(COLUMNS) + "\n" + to_row(judged) + "\n")
         return judged
 
-    def point(self, point, seed):
-        """The Point with its results: warm as judge would train it, were it the search's next candidate.
+    def point(self, backbone, start, steps, seed):
+        """(mlm or None, score, learned, seconds) for a Point: warm as judge would train it, were it the next candidate.
 
         From scratch: random weights as in `final`, but on the warm ones' batches. The super-net's file is only read.
         """
-        start, offset = time.time(), autobert.load_tensors(self.folder / "supernet.pt", mapped=True)["offset"]
-        model = self.start(point.backbone, scratch=point.start == "scratch", seed=seed)
+        begun, offset = time.time(), autobert.load_tensors(self.folder / "supernet.pt", mapped=True)["offset"]
+        model = self.start(tuple(backbone), start == "scratch", seed)
         mlm, score = math.nan, 0.0
         with contextlib.suppress(Diverged):
-            mlm = self.train(model, point.steps, offset, seed)
+            mlm = self.train(model, steps, offset, seed)
             score = statistics.fmean(score for _, score in self.finetune(model, seed))
-        return point._replace(mlm=mlm if math.isfinite(mlm) else None, score=score,
-                              learned=mlm < self.unigram - self.s.least_gain, seconds=time.time() - start)
+        return mlm if math.isfinite(mlm) else None, score, mlm < self.unigram - self.s.least_gain, time.time() - begun
 
     def start(self, backbone, scratch, seed):
         """The model that a candidate's training starts from: with the super-net's weights, or random ones."""
@@ -526,7 +524,7 @@ class Bench:
         A training that diverges scores 0 and has no mlm.
         """
         with autobert.seeded(seed):
-            model = autobert.Pretraining(self.config, backbone)
+            model = autobert.Pretraining(self.config, tuple(backbone))
         mlm, tasks = None, tuple((task, 0.0) for task in self.tasks)
         with contextlib.suppress(Diverged):
             mlm = self.train(model, self.s.final_steps, seed=seed)
@@ -576,7 +574,7 @@ class Team:
             yield from (_do(job) for job in jobs)
             return
         self.batch += 1
-        self.store.set(f"jobs {self.batch}", pickle.dumps((self.folder, self.device, jobs)))
+        self.store.set(f"jobs {self.batch}", _pack((self.folder, self.device, jobs)))
         todo, results = _claims(self.store, self.batch, len(jobs)), {}
         for i in range(len(jobs)):
             while i not in results and not self.store.check([f"{self.batch}.{i}"]):
@@ -588,10 +586,9 @@ class Team:
                 else:
                     results[mine] = _do(jobs[mine])
             if i not in results:
-                rank, memory, results[i] = pickle.loads(self.store.get(f"{self.batch}.{i}"))
-                self.memory[rank] = memory
-            if isinstance(results[i], Exception):
-                raise results[i]
+                rank, self.memory[rank], failed, results[i] = _unpack(self.store.get(f"{self.batch}.{i}"))
+                if failed:
+                    raise UserError(failed)
             yield results[i]
 
     def __enter__(self):
@@ -599,7 +596,7 @@ class Team:
 
     def __exit__(self, *error):
         if self.store and not error[0]:
-            self.store.set(f"jobs {self.batch + 1}", pickle.dumps(None))
+            self.store.set(f"jobs {self.batch + 1}", _pack(None))
             late = time.time() + 20
             while self.store.add("gone", 0) < self.size - 1 and time.time() < late:
                 time.sleep(0.01)
@@ -632,6 +629,15 @@ def _do(job):
     return getattr(_bench, method)(*arguments)
 
 
+def _pack(content):
+    """JSON for the store: no pickle, for whoever reaches its port could make that run anything."""
+    return json.dumps(content, default=lambda candidate: {"candidate": to_row(candidate)})
+
+
+def _unpack(text):
+    return json.loads(text, object_hook=lambda found: from_row(found["candidate"]) if "candidate" in found else found)
+
+
 def _claims(store, batch, count):
     """Numbers of jobs for this process, each handed to one process only."""
     while (i := store.add(f"claimed {batch}", 1) - 1) < count:
@@ -659,18 +665,19 @@ def follow():
         for batch in itertools.count(1):
             while not store.check([f"jobs {batch}"]):
                 time.sleep(0.01)
-            told = pickle.loads(store.get(f"jobs {batch}"))
+            told = _unpack(store.get(f"jobs {batch}"))
             if told is None:
                 store.add("gone", 1)
                 return
             for i in _claims(store, batch, len(told[2])):
+                failed, result = "", None
                 try:
                     if folder != told[0]:
                         folder, _bench = told[0], Bench(told[0], _own_device(told[1]))
                     result = _do(told[2][i])
-                except (UserError, OSError, RuntimeError, MemoryError) as error:
-                    result = error  # rank 0 raises it
-                store.set(f"{batch}.{i}", pickle.dumps((rank, memory_peak(), result)))
+                except (UserError, OSError, RuntimeError, MemoryError) as error:  # rank 0 says so, and ends the run
+                    failed = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                store.set(f"{batch}.{i}", _pack((rank, memory_peak(), failed, result)))
 
 
 # ---- A run and its folder ----
@@ -836,7 +843,7 @@ class Run:
         """Pre-training steps of the next candidates.
 
         CHOICE: children of an untrained super-net train longer, or none would be told from one that learns nothing.
-        Random search from scratch takes as many steps in all as the others, the same number for every candidate.
+        CHOICE: random search from scratch takes as many steps in all as the others, the same for every candidate.
         """
         s = _bench.s
         if s.strategy == "random":
@@ -1256,7 +1263,9 @@ def measure(path, todo, team, seed):
     known = {p[:4]: p for p in read_rows(path, Point._fields, entry)}
     missing = [p for p in todo if p[:4] not in known]
     print(f"-- {len(todo)} points, {len(todo) - len(missing)} of them in {path}", flush=True)
-    for p in team.map([("point", p, seed) for p in missing]):
+    found = team.map([("point", p.backbone, p.start, p.steps, seed) for p in missing])
+    for p in missing:
+        p = p._replace(**dict(zip(("mlm", "score", "learned", "seconds"), next(found))))
         mlm, learned = "-" if p.mlm is None else repr(p.mlm), "yes" if p.learned else "no"
         append_row(path, Point._fields, "\t".join(map(str, (
             *p[:4], mlm, repr(p.score), learned, f"{p.seconds:.2f}", " | ".join(p.backbone)))))

@@ -1619,6 +1619,11 @@ def test_a_full_disk_stops_a_run_and_loses_no_candidate(finished, toy, tmp_path)
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
+def test_what_processes_tell_each_other_reads_back_exactly():
+    c = opnas.Candidate(3, 1, 0, ("conv 9", BERT), 0.1 + 0.2, "", 1 / 3, 1.25, 0.5, (("CoLA", 1 / 3), ("STS-B", 0.0)))
+    assert opnas._unpack(opnas._pack([["judge", c, 100, 0], {"mlm": 1 / 3}])) == [["judge", c, 100, 0], {"mlm": 1 / 3}]
+
+
 def test_torchruns_processes_give_the_same_result(finished, toy, tmp_path):
     line = [*TORCHRUN, *search(toy, tmp_path / "run", 1)[:-2]]
     result = subprocess.run(line, cwd=HERE, capture_output=True, text=True, timeout=300)
@@ -1973,8 +1978,8 @@ def test_a_warm_point_is_what_the_search_would_find_next(shared):
     offset = autobert.load_tensors(run / "supernet.pt")["offset"]
     judged = opnas.Bench(run).judge(opnas.Candidate(99, 9, None, point.backbone), 15, offset)
     assert (point.mlm, point.score) == (judged.mlm, judged.score) and offset > 0
-    scratch = point._replace(start="scratch")
-    assert opnas.Bench(run).point(scratch, 0).mlm != point.mlm  # other weights, the same batches
+    bench = opnas.Bench(run)
+    assert bench.point(point.backbone, "warm", 15, 0)[0] == point.mlm != bench.point(point.backbone, "scratch", 15, 0)[0]
 
 
 def sharing_fails(capsys, *arguments):
