@@ -1505,10 +1505,11 @@ def compare(curves, base, out, title, extra=None):
         columns = list(zip(*runs.values()))
         mean, sd = list(map(statistics.fmean, columns)), list(map(statistics.pstdev, columns))
         rows += [f"{arm}\t{i}\t{m:.6f}\t{d:.6f}" for i, (m, d) in enumerate(zip(mean, sd), 1)]
-        series[arm] = (range(1, len(mean) + 1), mean, [m - d for m, d in zip(mean, sd)],
-                       [m + d for m, d in zip(mean, sd)])
+        error = [d / math.sqrt(len(runs)) for d in sd]  # of the mean: bands of sd would hide each other
+        series[arm] = (range(1, len(mean) + 1), mean, [m - e for m, e in zip(mean, error)],
+                       [m + e for m, e in zip(mean, error)])
     data.write_beside(out / "curves.tsv", "\n".join(rows) + "\n")
-    data.write_beside(out / "curves.svg", autobert.chart(title, "candidates", "best so far", series))
+    data.write_beside(out / "curves.svg", autobert.chart(title, "candidates", "best so far, mean and standard error", series))
     return "\n".join(lines[1:])
 
 
@@ -1588,10 +1589,6 @@ def prepare(out, settings, corpus=None, root=None):
 
     corpus, root: text files and GLUE folder, or neither for the toy language.
     """
-    if settings.size != "toy" and not corpus:
-        raise UserError(f"size {settings.size}: the toy language is too small for it; give --corpus and --glue")
-    if bool(corpus) != bool(root):
-        raise UserError("--corpus and --glue go together: give both, or none for the toy language")
     toy, corpus = not corpus, [os.path.abspath(path) for path in corpus or ()]
     root = root and os.path.abspath(root)
     with new_folder(out) as beside:
@@ -1654,9 +1651,14 @@ def add_settings(parser):
 
 
 def given_settings(args, **defaults):
-    """The SearchSettings of the command line: preset, then defaults, then flags."""
+    """The SearchSettings of the command line: preset, then defaults, then flags. UserError if they do not fit."""
     given = {f.name: getattr(args, f.name) for f in fields(SearchSettings) if hasattr(args, f.name)}
-    return check_settings(replace(PRESETS[args.preset], **{**defaults, **given}))
+    settings = check_settings(replace(PRESETS[args.preset], **{**defaults, **given}))
+    if settings.size != "toy" and not args.corpus:
+        raise UserError(f"size {settings.size}: the toy language is too small for it; give --corpus and --glue")
+    if bool(args.corpus) != bool(args.glue):
+        raise UserError("--corpus and --glue go together: give both, or none for the toy language")
+    return settings
 
 
 @contextlib.contextmanager
@@ -1740,18 +1742,18 @@ def main_compare(argv):
     base, out = args.base or ("ea+ws" if "ea+ws" in arms else arms[0]), Path(os.path.abspath(args.out))
     if base not in arms:
         raise UserError(f"--base {base!r}: expected one of the arms, {', '.join(arms)}")
+    settings = given_settings(args, **dict(population=50, parents=5, children=5, rounds=4) if args.landscapes else {})
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {args.out!r}: {error.strerror}") from None
     if args.landscapes:
-        settings = given_settings(args, population=50, parents=5, children=5, rounds=4)
         curves, extra = on_landscapes(arms, settings, args.seeds or 60, args.layers, args.noise), {}
         for family in FAMILIES:
             extra[f"final, {family}"] = {arm: {k: c[-1] for k, c in runs.items() if k.endswith(" " + family)}
                                          for arm, runs in curves.items()}
     else:
-        settings, args.again = given_settings(args), "the same command"
+        args.again = "the same command"
         with at_work(args, ["compare", *argv]) as team, locked(out):
             curves, extra = on_the_task(arms, settings, args.seeds or 5, out, team, args)
     title = "Search strategies on " + ("synthetic landscapes" if args.landscapes else "the task")
