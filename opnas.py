@@ -770,6 +770,8 @@ class Run:
         self.folder, self.team, self.log = Path(folder), team, Path(folder) / "candidates.tsv"
         self.known, self.waited = read_log(self.log), 0.0
         (self.folder / "children").mkdir(exist_ok=True)
+        for path in self.folder.glob("**/.*.tmp"):  # a kill in the middle of a write
+            path.unlink()
         # judged, but not in the log yet when the run was killed
         self.ready = {c.backbone: c for path in (self.folder / "children").glob("[0-9]*.tsv")
                       for c in read_log(path).values()}
@@ -1482,19 +1484,20 @@ def against(arm, base, scale=100):
 def compare(curves, base, out, title, extra=None):
     """Write curves.tsv, pairs.tsv and curves.svg, and return the table.
 
-    curves: {arm: {pair: [best so far after each candidate]}}. extra: {column: {arm: {pair: number}}}, compared too.
+    curves: {arm: {pair: [best so far after each candidate]}}. extra: {measure: {arm: {pair: number}}}, compared too;
+    all but the MLM losses are shown x 100.
     """
     measures = {"final": {arm: {k: c[-1] for k, c in runs.items()} for arm, runs in curves.items()},
                 "mean over time": {arm: {k: statistics.fmean(c) for k, c in runs.items()}
                                    for arm, runs in curves.items()}, **(extra or {})}
     lines = []
     for name, arms in measures.items():
-        lines += ["", f"{name} (x 100)".ljust(34) + f"mean    sd   minus {base}: 95 %, pairs won, pairs needed"]
+        scale, unit = (1, "nats") if "MLM" in name else (100, "x 100")
+        lines += ["", f"{name} ({unit})".ljust(34) + f"mean    sd   minus {base}: 95 %, pairs won, pairs needed"]
         for arm, values in arms.items():
-            numbers = [100 * x for x in values.values()]
-            pairs = [k for k in values if k in arms[base]]
-            lines.append(f"  {arm:29}{statistics.fmean(numbers):7.2f} {statistics.pstdev(numbers):5.2f}   "
-                         + ("" if arm == base else against([values[k] for k in pairs], [arms[base][k] for k in pairs])))
+            numbers, theirs = [scale * x for x in values.values()], [arms[base][k] for k in values]
+            lines.append(f"  {arm:29}{statistics.fmean(numbers):7.2f} {statistics.pstdev(numbers):5.2f}"
+                         + ("   " + against(values.values(), theirs, scale)) * (arm != base))
     whole = [name for name, arms in measures.items() if all(arms[arm].keys() == curves[arm].keys() for arm in arms)]
     rows = ["\t".join(("arm", "pair", *whole))]
     rows += ["\t".join((arm, str(k), *(f"{measures[name][arm][k]:.6f}" for name in whole)))
@@ -1530,7 +1533,7 @@ def on_the_task(arms, settings, pairs, out, team, args):
 
     All that begin alike share their first population: it is judged once, in OUT/first-SEED.
     """
-    curves, extra = {arm: {} for arm in arms}, {"winner, fully trained": {arm: {} for arm in arms}}
+    curves, full, mean, least = ({arm: {} for arm in arms} for _ in range(4))
     for seed in range(settings.seed, settings.seed + pairs):
         bare, first = out / f"bare-{seed}", out / f"first-{seed}"
         wanted = replace(settings, seed=seed, rounds=0)
@@ -1550,12 +1553,13 @@ def on_the_task(arms, settings, pairs, out, team, args):
             result = [r for r in finals(run, {"best": winner.backbone}) if r["seed"] == seed][0]
             curves[arm][seed] = [best or 0.0 for best in itertools.accumulate(
                 (c.score or 0.0 for c in everyone if c.number is not None), max)]
-            extra["winner, fully trained"][arm][seed] = statistics.fmean(score for _, score in result["tasks"])
-            last = [c.mlm for c in everyone if c.round == settings.rounds and c.mlm is not None]
-            print(f"arm={arm} seed={seed} best={curves[arm][seed][-1]:.3f} candidates={len(curves[arm][seed])} "
+            full[arm][seed] = statistics.fmean(score for _, score in result["tasks"])
+            last = [c.mlm for c in everyone if c.round == settings.rounds and c.mlm is not None] or [math.nan]
+            mean[arm][seed], least[arm][seed] = statistics.fmean(last), min(last)
+            print(f"arm={arm} seed={seed} full={full[arm][seed]:.3f} best={curves[arm][seed][-1]:.3f} candidates={len(curves[arm][seed])} "
                   f"rejected={len(everyone) - sum(c.score is not None for c in everyone)} "
-                  f"last-round-mlm={statistics.fmean(last):.3f}/{min(last):.3f}", flush=True)
-    return curves, extra
+                  f"last-round-mlm={mean[arm][seed]:.3f}/{least[arm][seed]:.3f}", flush=True)
+    return curves, {"winner, fully trained": full, "MLM of the last round, mean": mean, "and best MLM": least}
 
 
 def branch(source, folder, **changes):

@@ -1599,7 +1599,7 @@ def test_kill_9_at_any_moment_changes_nothing(finished, toy, tmp_path):
     assert sum(kills.values()) >= 4, kills
     result = command("opnas.py", "resume", run, "--workers", 2)
     assert result.returncode == 0, result.stderr
-    assert outcome(run) == outcome(finished[0])
+    assert outcome(run) == outcome(finished[0]) and not list(run.glob("**/.*.tmp"))
 
 
 def test_a_full_disk_stops_a_run_and_loses_no_candidate(finished, toy, tmp_path):
