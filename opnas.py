@@ -1472,13 +1472,14 @@ def interval(differences):
 
 
 def against(arm, base, scale=100):
-    """Two arms' paired numbers as text: difference with its 95 % interval, pairs won, pairs it takes to see it."""
+    """Two arms' paired numbers as text: difference with its 95 % interval, share of pairs in which the
+    arm is above the base (a tie is half), pairs it takes to tell the difference from zero."""
     differences = [scale * (a - b) for a, b in zip(arm, base)]
     mean, half = interval(differences)
     needed = math.inf if not mean else 2 + (1.96 * statistics.pstdev(differences) / mean) ** 2
-    won = sum(d > 0 for d in differences) + sum(d == 0 for d in differences) / 2
+    above = sum(d > 0 for d in differences) + sum(d == 0 for d in differences) / 2
     told = f"{needed:.0f}" if needed < 9999.5 else "over 9999"
-    return f"{mean:+6.2f} +- {half:5.2f} {100 * won / len(differences):3.0f} % {told:>10}"
+    return f"{mean:+6.2f} +- {half:5.2f} {100 * above / len(differences):3.0f} % {told:>10}"
 
 
 def compare(curves, base, out, title, extra=None):
@@ -1493,10 +1494,11 @@ def compare(curves, base, out, title, extra=None):
     lines = []
     for name, arms in measures.items():
         scale, unit = (1, "nats") if "MLM" in name else (100, "x 100")
-        lines += ["", f"{name} ({unit})".ljust(34) + f"mean    sd   minus {base}: 95 %, pairs won, pairs needed"]
+        head = f"{name} ({unit})"
+        lines += ["", f"{head:35}{'mean':>7}{'sd':>7}   minus {base}: 95 %, pairs above, pairs needed"]
         for arm, values in arms.items():
             numbers, theirs = [scale * x for x in values.values()], [arms[base][k] for k in values]
-            lines.append(f"  {arm:29}{statistics.fmean(numbers):7.2f} {statistics.pstdev(numbers):5.2f}"
+            lines.append(f"  {arm:33}{statistics.fmean(numbers):7.2f}{statistics.pstdev(numbers):7.2f}"
                          + ("   " + against(values.values(), theirs, scale)) * (arm != base))
     whole = [name for name, arms in measures.items() if all(arms[arm].keys() == curves[arm].keys() for arm in arms)]
     rows = ["\t".join(("arm", "pair", *whole))]
@@ -1512,7 +1514,8 @@ def compare(curves, base, out, title, extra=None):
         series[arm] = (range(1, len(mean) + 1), mean, [m - e for m, e in zip(mean, error)],
                        [m + e for m, e in zip(mean, error)])
     data.write_beside(out / "curves.tsv", "\n".join(rows) + "\n")
-    data.write_beside(out / "curves.svg", autobert.chart(title, "candidates", "best so far, mean and standard error", series))
+    chart = autobert.chart(title, "candidates", "best so far, mean and standard error", series)
+    data.write_beside(out / "curves.svg", chart)
     return "\n".join(lines[1:])
 
 
@@ -1556,8 +1559,8 @@ def on_the_task(arms, settings, pairs, out, team, args):
             full[arm][seed] = statistics.fmean(score for _, score in result["tasks"])
             last = [c.mlm for c in everyone if c.round == settings.rounds and c.mlm is not None] or [math.nan]
             mean[arm][seed], least[arm][seed] = statistics.fmean(last), min(last)
-            print(f"arm={arm} seed={seed} full={full[arm][seed]:.3f} best={curves[arm][seed][-1]:.3f} candidates={len(curves[arm][seed])} "
-                  f"rejected={len(everyone) - sum(c.score is not None for c in everyone)} "
+            print(f"arm={arm} seed={seed} full={full[arm][seed]:.3f} best={curves[arm][seed][-1]:.3f} "
+                  f"candidates={len(curves[arm][seed])} rejected={sum(c.score is None for c in everyone)} "
                   f"last-round-mlm={mean[arm][seed]:.3f}/{least[arm][seed]:.3f}", flush=True)
     return curves, {"winner, fully trained": full, "MLM of the last round, mean": mean, "and best MLM": least}
 
