@@ -64,31 +64,37 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 # ---- Settings ----
 
 
-def option(default, text, least=1, most=math.inf):
+def option(default, text, least=1, most=math.inf, choices=()):
     """A field of SearchSettings with the help text of its flag, and the values it takes."""
-    return field(default=default, metadata={"help": text, "least": least, "most": most})
+    return field(default=default, metadata={"help": text, "least": least, "most": most, "choices": choices})
+
+
+STRATEGIES = ("op-nas", "ea+ws", "ea-copy", "op-nas-copy", "random+ws", "random")
 
 
 @dataclass(frozen=True)
 class SearchSettings:
     """All that decides a search's outcome, beside its corpus and task files."""
-    size: str = option("toy", "model size: " + ", ".join(autobert.SIZES))
+    size: str = option("toy", "model size", choices=tuple(autobert.SIZES))
     vocab: int = option(data.TOY_VOCAB, "sentencepiece vocabulary")
     tasks: str = option("", "tasks that make the score, e.g. CoLA,RTE; default: the toy language's three")
-    strategy: str = option("op-nas", "how candidates come about (Fig. 6): op-nas, ea+ws, random+ws, random; "
-                         "ea-copy, op-nas-copy: flips to attention copy another layer's")
+    strategy: str = option("op-nas", "how candidates come about (Fig. 6); ea-copy, op-nas-copy: a flip to attention "
+                         "copies another layer's", choices=STRATEGIES)
     population: int = option(12, "random backbones at the start, |M| (Alg. 1 l.1)")
     parents: int = option(2, "K, the best that are mutated each round (l.4)")
     children: int = option(2, "mutants of each parent (l.5)")
     rounds: int = option(4, "rounds of mutation (l.3)", 0)
     alpha: float | None = option(None, "weight of the UCB bonus; default: 0.1 standard deviations of the scores", 0)
     tau: float | None = option(None, "temperature of p = softmax(u / tau); 1: the literal paper; default: 0.1 sd", 0)
-    write_back: str = option("best", "of a round's children that share a slot: best (the best one's weights), mean")
-    transforms: str = option("on", "small kernels are transformed centres of the 65 taps; off: the bare centres")
+    write_back: str = option("best", "what a slot gets of a round's children: the best one's weights, or the mean",
+                           choices=("best", "mean"))
+    transforms: str = option("on", "small kernels are transformed centres of the 65 taps; off: the bare centres",
+                           choices=("on", "off"))
     collapse: float = option(0.5, "least token-varying share of the last hidden states before training; 0: any", 0, 1)
     least_gain: float = option(0.05, "nats below the unigram entropy that a learner's held-out MLM loss must end",
                                -math.inf)
-    select: str = option("dev", "score candidates on the tasks' dev rows, or on a tenth of train: dev, train")
+    select: str = option("dev", "score candidates on the tasks' dev rows, or on a tenth of train",
+                       choices=("dev", "train"))
     rows: int = option(1000, "most training rows of a task, in search and final training; 0: all", 0)
     steps: int = option(100, "pre-training steps of a candidate")
     cold: int = option(5, "times as many steps for candidates of a super-net that nobody has written to yet")
@@ -118,30 +124,23 @@ PRESETS = {
 PRESETS["small"] = replace(PRESETS["paper"], size="small", tasks="CoLA,MRPC,RTE,STS-B", population=50, rounds=4,
                            alpha=None, steps=2000, cold=5, final_steps=40_000, batch=64, lr=5e-4)
 
-CHOSEN = {  # text settings that take one of a few values
-    "size": tuple(autobert.SIZES), "strategy": ("op-nas", "ea+ws", "ea-copy", "op-nas-copy", "random+ws", "random"),
-    "select": ("dev", "train"), "write_back": ("best", "mean"), "transforms": ("on", "off"),
-}
-
 
 def check_settings(s):
     """The settings, with the toy language's tasks if none are given; UserError with the first one out of range."""
     for f in fields(s):
-        value, kind = getattr(s, f.name), f.type if f.type in (int, str) else (int, float)
-        least, most = f.metadata["least"], f.metadata["most"]
-        if isinstance(value, kind) and (kind is str or least <= value <= most and abs(value) < math.inf) or (
-                value is f.default is None):
-            continue
-        what = {int: "an integer", str: "text"}.get(f.type, "a number")
-        limits = "" if kind is str else f" from {least}" + f" to {most}" * (most < math.inf)
-        raise UserError(f"--{f.name.replace('_', '-')} {value!r}: expected {what}{limits}")
+        value, least, most, choices = getattr(s, f.name), *(f.metadata[key] for key in ("least", "most", "choices"))
+        if f.type is str:
+            fits = value in choices if choices else isinstance(value, str)
+            wanted = f"one of {', '.join(choices)}" if choices else "text"
+        else:
+            fits = isinstance(value, int if f.type is int else (int, float)) and least <= value <= most
+            wanted = f"{'an integer' if f.type is int else 'a number'} from {least}" + f" to {most}" * (most < math.inf)
+        if not (fits and value not in (math.inf, -math.inf) or value is f.default is None):
+            raise UserError(f"--{f.name.replace('_', '-')} {value!r}: expected {wanted}")
     s = replace(s, tasks=s.tasks or ",".join(data.TOY_SEARCH_TASKS))
     tasks = [glue.find_task(task).name for task in s.tasks.split(",")]
     if len(set(tasks)) < len(tasks):
         raise UserError(f"--tasks {s.tasks}: a task is named twice")
-    for name, choices in CHOSEN.items():
-        if getattr(s, name) not in choices:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(s, name)!r}: expected one of {', '.join(choices)}")
     if s.n > autobert.SIZES[s.size].positions:
         raise UserError(f"--n {s.n}: size {s.size} has {autobert.SIZES[s.size].positions} positions")
     return s
@@ -154,7 +153,9 @@ class OperationPriority:
     """What has done well where: a table of ops per position of an attention's path, a table of kernels per layer.
 
     The position tables are shared by all layers; a path of length k uses the first k of them. A place is a position
-    (an int) or ("layer", i). Everything is recomputed from all candidates ever scored.
+    (an int) or ("layer", i). mu and N rest on all candidates ever observed.
+    CHOICE: an op is drawn for the position where it grows or is put in, and counted at its position in the canonical
+    path, which may be another; the paper does not say how a graph becomes a path.
     """
 
     def __init__(self, alpha=None, tau=None):
@@ -196,7 +197,10 @@ class OperationPriority:
         if place not in self.drawn:
             u = self.ucb(place)
             tau, top = 0.1 * self.spread() if self.tau is None else self.tau, max(u.values())
-            weight = {i: math.exp((u_i - top) / tau) if tau else float(u_i == top) for i, u_i in u.items()}
+            if not tau:  # greedy if that was asked for; uniform while all scores are the same
+                weight = {i: float(u_i == top or self.tau is None) for i, u_i in u.items()}
+            else:
+                weight = {i: math.exp((u_i - top) / tau) for i, u_i in u.items()}
             self.drawn[place] = {i: w / sum(weight.values()) for i, w in weight.items()}
         return self.drawn[place]
 
@@ -209,12 +213,26 @@ class OperationPriority:
         places = [place for place in self.tables if isinstance(place, kind)]
         entropies = [-sum(p * math.log(p) for p in self.p(place).values() if p) for place in places]
         counted = sum(len(scores) for place in places for scores in self.tables[place].values())
-        return (statistics.fmean(map(math.exp, entropies)) if places else float(len(ops.OPS))), counted
+        choices = float(len(ops.OPS if kind is int else KERNELS))
+        return (statistics.fmean(map(math.exp, entropies)) if places else choices), counted
 
 
-def tables_of(settings):
-    """The tables a search begins with. ea+ws and ea-copy draw uniformly, that is with tau = infinity."""
-    return OperationPriority(settings.alpha, math.inf if settings.strategy.startswith("ea") else settings.tau)
+def tables_of(settings, candidates=()):
+    """A search's tables after these Candidates. ea+ws and ea-copy draw uniformly, that is with tau = infinity."""
+    tables = OperationPriority(settings.alpha, math.inf if settings.strategy.startswith("ea") else settings.tau)
+    observe(tables, candidates)
+    return tables
+
+
+def observe(tables, candidates):
+    """Count Candidates in, round by round; the rejected come last in theirs, when the worst score is known (l.12)."""
+    for c in sorted(candidates, key=lambda c: (c.round, c.score is None)):
+        tables.observe(c.backbone, c.score)
+
+
+def best_of(candidates, k):
+    """The K best Candidates of all that have a score (l.4)."""
+    return sorted((c for c in candidates if c.score is not None), key=lambda c: (-c.score, c.number))[:k]
 
 
 def _draw(rng, p):
@@ -243,7 +261,7 @@ def grow(tables, rng, counts):
 def mutate_inter(backbone, tables, rng, counts, copy=False):
     """MutationInterLayer (l.6): with p = 1/2 flip the type of a uniformly chosen layer, its content drawn by UCB.
 
-    CHOICE: the paper calls it random; what the new layer holds is drawn from the tables like any other op or kernel.
+    DEVIATION: the paper's is random; here what the new layer holds is drawn from the tables like any op or kernel.
     copy: a new attention is instead the same as another layer's, if there is one (a control, see compare).
     """
     if rng.random() < 0.5:
@@ -261,6 +279,7 @@ def mutate_dag(dag, tables, rng):
 
     CHOICE: these odds; the paper says only that the op at each position is drawn by UCB. On -Q, softsign(.):
     replace at 1: -Q, scale(.); insert at 1: -Q, T(.), softsign(.); delete at 0: softsign(Q); rewire at 1: softsign(K)
+    What is put in reads anything that stands before it, by chance.
     """
     edit = rng.choices(("replace", "insert", "delete", "rewire"), (0.5, 0.2, 0.2, 0.1))[0]
     t = rng.randrange(len(dag) + (edit == "insert"))  # an insertion may also come behind the output
@@ -307,7 +326,10 @@ def mutate_intra(backbone, tables, rng, counts):
 
 
 def mutate(parent, tables, rng, seen, counts, copy=False):
-    """A child of a backbone (l.6, l.7): legal, changed, never seen. After 200 tries a layer grows anew, counted."""
+    """A child of a backbone (l.6, l.7): legal, changed, never seen. After 200 tries a layer grows anew, counted.
+
+    Each try draws layer and edit again, so layers and edits that seldom give a new legal child are rarer than drawn.
+    """
     between = mutate_inter(parent, tables, rng, counts, copy)
     for _ in range(200):
         child = mutate_intra(between, tables, rng, counts)
@@ -378,22 +400,18 @@ def evolve(settings, layers, fitness, probe=lambda candidate: None, note=lambda 
         for _ in range(min(size, settings.population - start)):
             propose(fresh, 0)
         judge()
-    counted = 0
+    observe(tables, everyone)
     for round_ in range(1, settings.rounds + 1):  # l.3; CHOICE: l.13's "until convergence" is a number of rounds
-        # l.12: the tables hold M_0 before the first mutation; the rejected come last, when the worst score is known
-        for candidate in sorted(everyone[counted:], key=lambda c: c.score is None):
-            tables.observe(candidate.backbone, candidate.score)
-        counted = len(everyone)
         note(f"round {round_}", counts, tables)
-        scored = [] if settings.strategy.startswith("random") else [c for c in everyone if c.score is not None]
         copy, batch = settings.strategy.endswith("-copy"), []
-        for parent in sorted(scored, key=lambda c: (-c.score, c.number))[:settings.parents]:  # l.4
+        for parent in best_of(everyone, 0 if settings.strategy.startswith("random") else settings.parents):  # l.4
             for _ in range(settings.children):  # l.5, l.6, l.7
                 make = functools.partial(mutate, parent.backbone, tables, rng, seen, counts, copy)
                 propose(make, round_, parent.number)
         while len(batch) < size:  # random search, or too few have a score to be parents
             propose(fresh, round_)
         judge()  # l.8, l.9, l.11
+        observe(tables, [c for c in everyone if c.round == round_])  # l.12
     note("end", counts, tables)
     return everyone
 
@@ -421,19 +439,21 @@ class Bench:
         self.tuning = glue.FinetuneSettings(s.epochs, s.finetune_lr, batch=s.finetune_batch, warmup=s.finetune_warmup,
                                             n=s.n, small=s.size == "small")
         root = self.folder / saved["glue"] if saved["toy"] else saved["glue"]
-        self.tasks = {task: self.cut(*glue.load_task(root, task, self.tokenizer, s.n)) for task in s.tasks.split(",")}
+        loaded = {task: glue.load_task(root, task, self.tokenizer, s.n) for task in s.tasks.split(",")}
+        self.tasks = {task: self.cut(*parts, s.select == "train") for task, parts in loaded.items()}
+        self.final_tasks = {task: self.cut(*parts, False) for task, parts in loaded.items()}
 
-    def cut(self, train, dev):
-        """At most `rows` training rows, chosen by the seed; with select = "train" a tenth of them replaces dev."""
+    def cut(self, train, dev, hold_out):
+        """At most `rows` training rows, chosen by the seed; with hold_out a tenth of them replaces dev."""
         order = np.random.default_rng(self.s.seed).permutation(len(train.rows))[:self.s.rows or None]
-        held = max(1, len(order) // 10) if self.s.select == "train" else 0
+        held = max(1, len(order) // 10) if hold_out else 0
         if held == len(order):
             raise UserError(f"{len(order)} training row and --select train: expected at least 2 to hold one out")
         pick = lambda chosen: glue.Encoded([train.rows[i] for i in chosen], train.labels[chosen])  # noqa: E731
         return pick(order[held:]), ({"dev": pick(order[:held])} if held else dev)
 
     def probe(self, backbone):
-        """Why a backbone is not worth training, or None: one forward and backward pass from random weights.
+        """Why a backbone is not worth training, or None: seen on a few sequences, from random weights.
 
         CHOICE: collapsed = the last hidden states are nearly the same at every token of a text. Random graphs, above
         all with dist, often give large and nearly constant outputs, and post-LN then wipes the tokens out: such a
@@ -461,10 +481,10 @@ class Bench:
         autobert.pretrain(model, self.batches, settings, self.device, offset=offset)
         return autobert.held_out_loss(model, self.held_out, 4, self.device)["mlm"]
 
-    def finetune(self, model, seed):
+    def finetune(self, model, seed, tasks):
         """((task, score in [0, 1]), ...)"""
         results = {task: glue.finetune(model.encoder, task, train, dev, self.tuning, seed, self.device)
-                   for task, (train, dev) in self.tasks.items()}
+                   for task, (train, dev) in tasks.items()}
         return tuple((task, glue.unit_score(result["score"])) for task, result in results.items())
 
     def judge(self, candidate, steps, offset):
@@ -474,7 +494,7 @@ class Bench:
         fine-tuned ones, in children/NUMBER.pt.
         """
         start, s, kept = time.time(), self.s, self.folder / "children" / f"{candidate.number}.pt"
-        child, mlm, tasks, reason = self.start(candidate.backbone, s.strategy == "random", s.seed), None, (), ""
+        child, mlm, tasks, reason = self.initial(candidate.backbone, s.strategy == "random", s.seed), None, (), ""
         ready = time.time()
         saving = 0.0
         try:
@@ -487,7 +507,7 @@ class Bench:
                 if s.strategy != "random":
                     autobert.save_tensors(kept, child.state_dict())
                 saving = time.time() - before
-                tasks = self.finetune(child, s.seed)
+                tasks = self.finetune(child, s.seed, self.tasks)
         except Diverged:
             reason, tasks = "diverged", ()
         score = statistics.fmean(score for _, score in tasks) if tasks else None
@@ -502,14 +522,14 @@ class Bench:
         From scratch: random weights as in `final`, but on the warm ones' batches. The super-net's file is only read.
         """
         begun, offset = time.time(), autobert.load_tensors(self.folder / "supernet.pt", mapped=True)["offset"]
-        model = self.start(tuple(backbone), start == "scratch", seed)
+        model = self.initial(tuple(backbone), start == "scratch", seed)
         mlm, score = math.nan, 0.0
         with contextlib.suppress(Diverged):
             mlm = self.train(model, steps, offset, seed)
-            score = statistics.fmean(score for _, score in self.finetune(model, seed))
+            score = statistics.fmean(score for _, score in self.finetune(model, seed, self.tasks))
         return mlm if math.isfinite(mlm) else None, score, mlm < self.unigram - self.s.least_gain, time.time() - begun
 
-    def start(self, backbone, scratch, seed):
+    def initial(self, backbone, scratch, seed):
         """The model that a candidate's training starts from: with the super-net's weights, or random ones."""
         if scratch:
             with autobert.seeded(seed):
@@ -528,7 +548,7 @@ class Bench:
         mlm, tasks = None, tuple((task, 0.0) for task in self.tasks)
         with contextlib.suppress(Diverged):
             mlm = self.train(model, self.s.final_steps, seed=seed)
-            tasks = self.finetune(model, seed)
+            tasks = self.finetune(model, seed, self.final_tasks)
         autobert.save_checkpoint(self.folder / f"{name}-{seed}.pt", model, self.tokenizer)
         return {"name": name, "seed": seed, "mlm": mlm, "tasks": tasks}
 
@@ -536,6 +556,13 @@ class Bench:
 # ---- Many candidates at once ----
 
 _bench = None  # of this process
+
+
+STARTED_HERE = "AUTOBERT_STARTED_HERE"  # set for followers that --workers started, not torchrun
+
+
+class WorkerDied(Exception):
+    """A follower ended without having been told to."""
 
 
 class Team:
@@ -603,13 +630,6 @@ class Team:
         for process in self.processes:
             process.kill()
             process.wait()
-
-
-STARTED_HERE = "AUTOBERT_STARTED_HERE"  # set for followers that --workers started, not torchrun
-
-
-class WorkerDied(Exception):
-    """A follower ended without having been told to."""
 
 
 def _store(rank, size):
@@ -705,6 +725,62 @@ def from_row(line):
                      autobert.check_backbone(tuple(backbone.split(" | "))),
                      value(float, score), reason or "", value(float, mlm), float(seconds),
                      float(overhead), tuple((task, float(x)) for task, x in pairs))
+
+
+def free_folder(out, overwrite=False):
+    """The path of a new run: `out`, or the next free one of runs/001, runs/002, ..; UserError if it is taken."""
+    runs = (Path("runs") / f"{i:03}" for i in range(1, 1000))
+    path = Path(os.path.abspath(out) if out else os.path.abspath(next(path for path in runs if not path.exists())))
+    if path.exists() and not (overwrite and (path / "settings.json").exists()):
+        raise UserError(f"--out {out!r} exists; name another, or if it is a run, --overwrite or resume it")
+    return path
+
+
+def prepare(out, settings, corpus=None, root=None):
+    """Make a run's folder with settings, data and tokenizer; it appears whole or not at all, in place of what is there.
+
+    corpus, root: text files and GLUE folder, or neither for the toy language.
+    """
+    toy, corpus = not corpus, [os.path.abspath(path) for path in corpus or ()]
+    root = root and os.path.abspath(root)
+    with new_folder(out) as beside:
+        if toy:
+            data.write_toy(beside / "toy", settings.seed)
+            corpus, root = ["toy/corpus.txt"], "toy/glue"
+        texts = [beside / path if toy else path for path in corpus]
+        if len(list(itertools.islice(data.read_documents(texts), 2))) < 2:
+            raise UserError(f"{' '.join(corpus)}: one document; NSP needs at least two documents")
+        data.Tokenizer.train(texts, settings.vocab, settings.seed).save(beside / "tokenizer.model")
+        for task in map(glue.find_task, settings.tasks.split(",")):
+            for split in ("train", *task.dev):
+                glue.read_task(beside / root if toy else root, task, split)
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+        write_settings(beside, {"settings": settings, "corpus": corpus, "glue": root, "toy": toy,
+                                "versions": versions})
+
+
+def write_settings(folder, saved):
+    """What read_settings reads."""
+    saved = {**saved, "settings": asdict(saved["settings"])}
+    data.write_beside(folder / "settings.json", json.dumps(saved, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def new_folder(out):
+    """A folder beside `out` to fill, which then takes its name; if that fails nothing is left."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield beside
+        if (out / "settings.json").exists():
+            shutil.rmtree(out)
+        os.chmod(beside, 0o755)
+        with contextlib.suppress(OSError):
+            os.replace(beside, out)
+        if beside.exists():
+            raise UserError(f"--out {str(out)!r} appeared meanwhile, or cannot be written")
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def read_settings(folder):
@@ -1019,9 +1095,7 @@ class Findings:
         self.judged = {c.number: c for c in self.everyone if c.number is not None}
         self.scored = [c for c in self.judged.values() if c.score is not None]
         self.reasons = collections.Counter(c.reason for c in self.everyone if c.score is None)
-        self.tables, self.improved, self.family = tables_of(self.s), [], []
-        for c in sorted(self.everyone, key=lambda c: (c.round, c.score is None)):  # as evolve does, see its l.12
-            self.tables.observe(c.backbone, c.score)
+        self.tables, self.improved, self.family = tables_of(self.s, self.everyone), [], []
         for c in self.scored:
             if not self.improved or c.score > self.improved[-1].score:
                 self.improved.append(c)
@@ -1228,16 +1302,13 @@ def newcomers(known, counts, seed):
     one; collapsed are random ones that the probe turns away, fewer if it hardly ever does.
     """
     s, seen, made = _bench.s, set(known), []
-    tables, scored = tables_of(s), [c for c in known.values() if c.score is not None]
-    for c in sorted(known.values(), key=lambda c: (c.round, c.score is None)):
-        tables.observe(c.backbone, c.score)
-    parents = sorted(scored, key=lambda c: (-c.score, c.number))[:s.parents]
+    tables, parents = tables_of(s, known.values()), best_of(known.values(), s.parents)
     for kind, count in counts.items():
         rng, found, wanted = random.Random(f"{kind} {seed}"), [], "collapsed" if kind == "collapsed" else None
         for _ in range(100 * count):
             if kind == "mutant":
                 parent = parents[len(found) % len(parents)].backbone
-                backbone = mutate(parent, tables, rng, seen, collections.Counter())
+                backbone = mutate(parent, tables, rng, seen, collections.Counter(), s.strategy.endswith("-copy"))
             else:
                 backbone = random_backbone(_bench.config.layers, rng)
             if backbone not in seen and _bench.probe(backbone) == wanted:
@@ -1297,13 +1368,16 @@ def told_apart(points):
 
 
 def quartiles(factors):
-    """[(factor, whether it is a lower bound), ...] -> ["median", "lower", "upper"], bounds marked.
+    """[(factor, "", "<=" or ">=" if it is a bound), ...] -> ["median", "lower", "upper"], bounds marked.
 
-    Example: [(2, False), (4, False), (8, True)] -> ["4.0", "3.0", ">=6.0"]
+    Example: [(2, ""), (4, ""), (8, ">=")] -> ["4.0", "3.0", ">=6.0"]
     """
-    factors = sorted(factors)
-    return [">=" * factors[math.ceil(q * (len(factors) - 1))][1] + f"{np.quantile([f for f, _ in factors], q):.1f}"
-            for q in (0.5, 0.25, 0.75)]
+    factors, marked = sorted(factors), []
+    for q in (0.5, 0.25, 0.75):
+        near = {factors[f(q * (len(factors) - 1))][1] for f in (math.floor, math.ceil)}
+        bound = ">=" if ">=" in near else "<=" if "<=" in near else ""
+        marked.append(f"{bound}{np.quantile([f for f, _ in factors], q):.1f}")
+    return marked
 
 
 def means(points):
@@ -1324,25 +1398,30 @@ def means(points):
 
 def savings(architectures, own):
     """Lines on how many times the steps training from scratch takes to the score that `own` warm steps give."""
-    groups = collections.defaultdict(list)  # group -> (factor, whether it is a lower bound, or an upper one)
+    groups = collections.defaultdict(list)  # group -> (factor, bound)
     for (kind, _), points in architectures.items():
         curve = [(p.steps, p.score) for p in points if p.start == "scratch"]
         score = next(p.score for p in points if (p.start, p.steps) == ("warm", own))
         steps = steps_to_reach(curve, score)
-        factor = ((steps or max(curve)[0]) / own, steps is None, steps == min(curve)[0])
+        bound = ">=" if steps is None else "<=" if steps == min(curve)[0] else ""
+        factor = (steps or max(curve)[0]) / own, bound
         learner = told_apart(points)
         for group in (learner, *(("all that learn", f"of them {kind}") if learner != "never learn" else ())):
             groups[group].append(factor)
     lines = [f"{'':18}{'n':>4}{'median':>9}{'lower':>9}{'upper':>9}{'not reached':>13}{'at once':>9}"]
     for group in ("all that learn", "of them random", "of them mutant", "learn from scratch", "learn warm only"):
         if mine := groups[group]:
-            cells = "".join(f"{cell:>9}" for cell in quartiles([factor[:2] for factor in mine]))
-            lines.append(f"{group:18}{len(mine):>4}{cells}{sum(f[1] for f in mine):>13}{sum(f[2] for f in mine):>9}")
+            cells = "".join(f"{cell:>9}" for cell in quartiles(mine))
+            bounds = [bound for _, bound in mine]
+            lines.append(f"{group:18}{len(mine):>4}{cells}{bounds.count('>='):>13}{bounds.count('<='):>9}")
     return [*lines, f"{'never learn':18}{len(groups['never learn']):>4}"]
 
 
 def rankings(points, own):
-    """Lines with Kendall's tau-b between each start and steps and the longest training from scratch."""
+    """Lines with Kendall's tau-b between each start and steps and the longest training from scratch.
+
+    Shorter trainings from scratch share its random weights and its first batches, which warm ones do not.
+    """
     ways = collections.defaultdict(list)  # each has the architectures in the same order
     for p in points:
         ways[p.start, p.steps].append((p.score, -99.0 if p.mlm is None else -p.mlm))
@@ -1372,8 +1451,11 @@ def summary(points, own):
         f"{n} architectures that the super-net has never seen, from its weights (warm) and from scratch", "",
         *means(passed)[0], "",
         f"Cost: pre-training steps from scratch to the score after {own} warm steps, divided by {own}.",
-        f"Median and quartiles; not reached: nor after {full} steps, a lower bound (>=); at once: by the first count.",
-        *savings(architectures, own), "The paper saves 80 to 87 % of an evaluation's cost: a factor of 5 to 7.7.", "",
+        f"Median and quartiles; not reached: nor after {full} steps, a lower bound (>=); at once: by the first count,",
+        "an upper bound (<=). The best of several scores from scratch stands against one warm one, which favours scratch.",
+        *savings(architectures, own),
+        "The paper saves 80 to 87 % of the GPU hours of a whole evaluation, fine-tuning included: a factor of 5 to 8.",
+        "",
         f"Fidelity (Fig. 8): Kendall's tau-b with the ranking after {full} steps from scratch, n = {n}",
         *rankings(passed, own), "",
         f"Probe: it let {n} pass, of which {fails} did not learn in {full} steps from scratch; it turned {len(cold)} "
@@ -1383,14 +1465,16 @@ def summary(points, own):
 def sharing(folder, team, flags):
     """Train new architectures from a finished run's super-net and from scratch: points, summary and chart."""
     start, out = time.time(), Path(flags.out or folder / "sharing")
-    if not (folder / "table.txt").exists() or not (folder / "supernet.pt").exists():
+    if not (folder / "best.json").exists() or not (folder / "supernet.pt").exists():
         raise UserError(f"{folder}: not a finished search; finish it with: python opnas.py resume {folder}")
     team.open(folder)
     run, s = Run(folder, team), _bench.s
     if not any(c.score is not None for c in run.known.values()):
         raise UserError(f"{run.log}: no candidate with a score; expected the log of a finished search")
+    if s.strategy == "random":
+        raise UserError(f"{folder}: a search from scratch, its super-net is untrained; expected another strategy")
     warm = flags.warm or sorted({math.ceil(s.steps * share) for share in (0.5, 1, 2)})
-    scratch = flags.scratch or [s.steps * times for times in (1, 2, 4, 8, 16)]
+    scratch = flags.scratch or sorted({math.ceil(s.steps * times) for times in (0.5, 1, 2, 4, 8, 16)})
     counts = {"random": flags.architectures - flags.architectures // 2, "mutant": flags.architectures // 2,
               "collapsed": flags.collapsed}
     ways = [(start, steps) for start, list_ in (("scratch", scratch), ("warm", warm)) for steps in list_[::-1]]
@@ -1410,8 +1494,7 @@ def sharing(folder, team, flags):
 # ---- Is UCB worth it? (Fig. 6) ----
 
 ARMS = {  # what compare can compare: the strategies, and a search with one part of the method taken out
-    "op-nas": {}, **{name: {"strategy": name} for name in CHOSEN["strategy"][1:]},
-    "literal": {"tau": 1.0, "alpha": 0.01},  # p = softmax(u), as printed
+    **{name: {"strategy": name} for name in STRATEGIES}, "literal": {"tau": 1.0, "alpha": 0.01},
     "mean-write-back": {"write_back": "mean"}, "bare-kernels": {"transforms": "off"}, "no-probe": {"collapse": 0.0},
 }
 FAMILIES = {  # what a node adds to a synthetic landscape; w(...) is a fixed Gaussian number, reads its operands' ops
@@ -1425,7 +1508,7 @@ FAMILIES = {  # what a node adds to a synthetic landscape; w(...) is a fixed Gau
 
 
 def landscape(family, seed):
-    """A made-up true fitness of backbones, (0, 1), in microseconds: logistic(z / 3), z about N(0, 1) at random.
+    """A made-up true fitness of backbones, (0, 1), in microseconds: logistic(z / 3), z about N(mean, 1) at random.
 
     z is the sum over layers / sqrt(layers); a layer is worth w(layer, kernel), or the sum over its graph's nodes /
     sqrt(nodes) of what FAMILIES says.
@@ -1473,33 +1556,36 @@ def interval(differences):
 
 def against(arm, base, scale=100):
     """Two arms' paired numbers as text: difference with its 95 % interval, share of pairs in which the
-    arm is above the base (a tie is half), pairs it takes to tell the difference from zero."""
+    arm is above the base (a tie is half), and the pairs it takes to see such a difference with a power of 80 %."""
     differences = [scale * (a - b) for a, b in zip(arm, base)]
     mean, half = interval(differences)
-    needed = math.inf if not mean else 2 + (1.96 * statistics.pstdev(differences) / mean) ** 2
+    sd = statistics.stdev(differences) if len(differences) > 1 else math.inf
+    needed = 2 + ((1.96 + 0.84) * sd / mean) ** 2 if mean else math.inf  # for a power of 80 %
     above = sum(d > 0 for d in differences) + sum(d == 0 for d in differences) / 2
     told = f"{needed:.0f}" if needed < 9999.5 else "over 9999"
     return f"{mean:+6.2f} +- {half:5.2f} {100 * above / len(differences):3.0f} % {told:>10}"
 
 
-def compare(curves, base, out, title, extra=None):
+def compare(curves, population, base, out, titles, extra):
     """Write curves.tsv, pairs.tsv and curves.svg, and return the table.
 
-    curves: {arm: {pair: [best so far after each candidate]}}. extra: {measure: {arm: {pair: number}}}, compared too;
-    all but the MLM losses are shown x 100.
+    curves: {arm: {pair: [best so far after each candidate]}}; the first population, which the arms share, does not
+    count in the mean over time. titles: of the picture and its y axis. extra: {measure: {arm: {pair: number}}},
+    compared too where two pairs have it; all but the MLM losses are shown x 100.
     """
     measures = {"final": {arm: {k: c[-1] for k, c in runs.items()} for arm, runs in curves.items()},
-                "mean over time": {arm: {k: statistics.fmean(c) for k, c in runs.items()}
-                                   for arm, runs in curves.items()}, **(extra or {})}
+                "mean over time": {arm: {k: statistics.fmean(c[population:] or c) for k, c in runs.items()}
+                                   for arm, runs in curves.items()}, **extra}
     lines = []
     for name, arms in measures.items():
         scale, unit = (1, "nats") if "MLM" in name else (100, "x 100")
         head = f"{name} ({unit})"
-        lines += ["", f"{head:35}{'mean':>7}{'sd':>7}   minus {base}: 95 %, pairs above, pairs needed"]
+        lines += ["", f"{head:35}{'mean':>7}{'sd':>7}   minus {base}: 95 %, pairs above, pairs for 80 % power"]
         for arm, values in arms.items():
-            numbers, theirs = [scale * x for x in values.values()], [arms[base][k] for k in values]
-            lines.append(f"  {arm:33}{statistics.fmean(numbers):7.2f}{statistics.pstdev(numbers):7.2f}"
-                         + ("   " + against(values.values(), theirs, scale)) * (arm != base))
+            numbers = [scale * x for x in values.values() if math.isfinite(x)] or [math.nan]
+            both = [(x, arms[base][k]) for k, x in values.items() if math.isfinite(x) and math.isfinite(arms[base][k])]
+            lines.append(f"  {arm:33}{statistics.fmean(numbers):7.2f}{np.std(numbers):7.2f}"
+                         + ("   " + against(*zip(*both), scale) if both and arm != base else ""))
     whole = [name for name, arms in measures.items() if all(arms[arm].keys() == curves[arm].keys() for arm in arms)]
     rows = ["\t".join(("arm", "pair", *whole))]
     rows += ["\t".join((arm, str(k), *(f"{measures[name][arm][k]:.6f}" for name in whole)))
@@ -1514,7 +1600,7 @@ def compare(curves, base, out, title, extra=None):
         series[arm] = (range(1, len(mean) + 1), mean, [m - e for m, e in zip(mean, error)],
                        [m + e for m, e in zip(mean, error)])
     data.write_beside(out / "curves.tsv", "\n".join(rows) + "\n")
-    chart = autobert.chart(title, "candidates", "best so far, mean and standard error", series)
+    chart = autobert.chart(titles[0], "candidates", f"{titles[1]}, mean and standard error", series)
     data.write_beside(out / "curves.svg", chart)
     return "\n".join(lines[1:])
 
@@ -1544,25 +1630,25 @@ def on_the_task(arms, settings, pairs, out, team, args):
             prepare(bare, wanted, args.corpus, args.glue)
         elif read_settings(bare)["settings"] != wanted:
             raise UserError(f"{bare}: a run with other settings; give another --out")
+        alike = {arm: not {"write_back", "transforms", "collapse"} & ARMS[arm].keys() and arm != "random"
+                 for arm in arms}
+        if any(alike.values()):
+            team.open(branch(bare, first, rounds=0))
+            evolved(first, team)
         for arm in arms:
-            alike = not {"write_back", "transforms", "collapse"} & ARMS[arm].keys() and arm != "random"
-            if alike:
-                branch(bare, first, rounds=0)
-                team.open(first)
-                evolved(first, team)
-            folder = branch(first if alike else bare, out / f"{arm}-{seed}", rounds=settings.rounds, **ARMS[arm])
+            folder = branch(first if alike[arm] else bare, out / f"{arm}-{seed}", rounds=settings.rounds, **ARMS[arm])
             team.open(folder)
             run, everyone, winner = evolved(folder, team)
-            result = [r for r in finals(run, {"best": winner.backbone}) if r["seed"] == seed][0]
-            curves[arm][seed] = [best or 0.0 for best in itertools.accumulate(
-                (c.score or 0.0 for c in everyone if c.number is not None), max)]
+            result, = finals(run, {"best": winner.backbone})
+            scores = (c.score or 0.0 for c in everyone if c.number is not None)
+            curves[arm][seed] = list(itertools.accumulate(scores, max))
             full[arm][seed] = statistics.fmean(score for _, score in result["tasks"])
             last = [c.mlm for c in everyone if c.round == settings.rounds and c.mlm is not None] or [math.nan]
             mean[arm][seed], least[arm][seed] = statistics.fmean(last), min(last)
             print(f"arm={arm} seed={seed} full={full[arm][seed]:.3f} best={curves[arm][seed][-1]:.3f} "
                   f"candidates={len(curves[arm][seed])} rejected={sum(c.score is None for c in everyone)} "
                   f"last-round-mlm={mean[arm][seed]:.3f}/{least[arm][seed]:.3f}", flush=True)
-    return curves, {"winner, fully trained": full, "MLM of the last round, mean": mean, "and best MLM": least}
+    return curves, {"winner, fully trained": full, "last round's MLM, mean": mean, "last round's MLM, best": least}
 
 
 def branch(source, folder, **changes):
@@ -1574,68 +1660,13 @@ def branch(source, folder, **changes):
             raise UserError(f"{folder}: a run with other settings; give another --out")
         return folder
     with new_folder(folder) as beside:
-        shutil.copytree(source, beside, dirs_exist_ok=True)
+        left = shutil.ignore_patterns("best.*", "lock", ".*", "report.html")  # what a search adds at its end
+        shutil.copytree(source, beside, dirs_exist_ok=True, ignore=left)
         write_settings(beside, saved)
     return folder
 
 
 # ---- Command line ----
-
-
-def free_folder(out, overwrite=False):
-    """The path of a new run: `out`, or the next free one of runs/001, runs/002, ..; UserError if it is taken."""
-    runs = (Path("runs") / f"{i:03}" for i in range(1, 1000))
-    path = Path(os.path.abspath(out) if out else os.path.abspath(next(path for path in runs if not path.exists())))
-    if path.exists() and not (overwrite and (path / "settings.json").exists()):
-        raise UserError(f"--out {out!r} exists; name another, or if it is a run, --overwrite or resume it")
-    return path
-
-
-def prepare(out, settings, corpus=None, root=None):
-    """Make a run's folder with settings, data and tokenizer; it appears whole or not at all, in place of what is there.
-
-    corpus, root: text files and GLUE folder, or neither for the toy language.
-    """
-    toy, corpus = not corpus, [os.path.abspath(path) for path in corpus or ()]
-    root = root and os.path.abspath(root)
-    with new_folder(out) as beside:
-        if toy:
-            data.write_toy(beside / "toy", settings.seed)
-            corpus, root = ["toy/corpus.txt"], "toy/glue"
-        texts = [beside / path if toy else path for path in corpus]
-        if len(list(itertools.islice(data.read_documents(texts), 2))) < 2:
-            raise UserError(f"{' '.join(corpus)}: one document; NSP needs at least two documents")
-        data.Tokenizer.train(texts, settings.vocab, settings.seed).save(beside / "tokenizer.model")
-        for task in map(glue.find_task, settings.tasks.split(",")):
-            for split in ("train", *task.dev):
-                glue.read_task(beside / root if toy else root, task, split)
-        versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-        write_settings(beside, {"settings": settings, "corpus": corpus, "glue": root, "toy": toy,
-                                "versions": versions})
-
-
-def write_settings(folder, saved):
-    """What read_settings reads."""
-    saved = {**saved, "settings": asdict(saved["settings"])}
-    data.write_beside(folder / "settings.json", json.dumps(saved, indent=1) + "\n")
-
-
-@contextlib.contextmanager
-def new_folder(out):
-    """A folder beside `out` to fill, which then takes its name; if that fails nothing is left."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield beside
-        if (out / "settings.json").exists():
-            shutil.rmtree(out)
-        os.chmod(beside, 0o755)
-        with contextlib.suppress(OSError):
-            os.replace(beside, out)
-        if beside.exists():
-            raise UserError(f"--out {str(out)!r} appeared meanwhile, or cannot be written")
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def add_machine_flags(parser):
@@ -1654,6 +1685,7 @@ def add_settings(parser):
     for f in fields(SearchSettings):
         kind = f.type if f.type is str else data.number(int if f.type is int else float)
         text = f.metadata["help"] + (f" (toy: {f.default})" if f.default not in (None, "") else "")
+        text += ": " * bool(f.metadata["choices"]) + ", ".join(f.metadata["choices"])
         parser.add_argument("--" + f.name.replace("_", "-"), type=kind, default=argparse.SUPPRESS, help=text)
 
 
@@ -1727,8 +1759,12 @@ def main_search(argv, resumed=False):
 
 def main_compare(argv):
     """python opnas.py compare: the same seeds for every strategy."""
-    parser = data.Parser(prog="opnas.py compare", description="Strategies under one budget and with the same seeds "
-                         "(Fig. 6): best so far against candidates, and paired differences.")
+    parser = data.Parser(
+        prog="opnas.py compare", description="Strategies under one budget and with the same seeds (Fig. 6): best so "
+        "far against candidates, and paired differences. Writes table.txt, pairs.tsv, curves.tsv and curves.svg.",
+        epilog="Arms: the strategies; literal: op-nas with tau = 1 and alpha = 0.01, as printed; op-nas with one part "
+        "changed: mean-write-back, bare-kernels (no transforms), no-probe (collapsed candidates are trained). "
+        "On landscapes the defaults are --population 50 --parents 5 --children 5 --rounds 4.")
     parser.add_argument("--landscapes", action="store_true",
                         help="made-up fitness functions (two minutes) in place of trained candidates")
     parser.add_argument("--seeds", type=data.number(int, 1, 10**5), help="default: 5; landscapes: 60")
@@ -1746,6 +1782,9 @@ def main_compare(argv):
     for arm in arms:
         if arm not in ARMS or arms.count(arm) > 1:
             raise UserError(f"--arms {arm!r}: expected each once, of {', '.join(ARMS)}")
+    for name in ("strategy", "final_seeds"):
+        if hasattr(args, name):
+            raise UserError(f"--{name.replace('_', '-')}: compare sets it itself; leave it out (see --arms)")
     base, out = args.base or ("ea+ws" if "ea+ws" in arms else arms[0]), Path(os.path.abspath(args.out))
     if base not in arms:
         raise UserError(f"--base {base!r}: expected one of the arms, {', '.join(arms)}")
@@ -1756,15 +1795,16 @@ def main_compare(argv):
         raise UserError(f"--out {args.out!r}: {error.strerror}") from None
     if args.landscapes:
         curves, extra = on_landscapes(arms, settings, args.seeds or 60, args.layers, args.noise), {}
-        for family in FAMILIES:
+        for family in list(FAMILIES)[:(args.seeds or 60) // 2]:
             extra[f"final, {family}"] = {arm: {k: c[-1] for k, c in runs.items() if k.endswith(" " + family)}
                                          for arm, runs in curves.items()}
     else:
         args.again = "the same command"
         with at_work(args, ["compare", *argv]) as team, locked(out):
             curves, extra = on_the_task(arms, settings, args.seeds or 5, out, team, args)
-    title = "Search strategies on " + ("synthetic landscapes" if args.landscapes else "the task")
-    text = compare(curves, base, out, title, extra)
+    titles = (("Search strategies on synthetic landscapes", "true fitness of the best") if args.landscapes else
+              ("Search strategies", "best score"))
+    text = compare(curves, settings.population, base, out, titles, extra)
     data.write_beside(out / "table.txt", text + "\n")
     print(f"\n{text}\n\nwrote {out}/table.txt, pairs.tsv, curves.tsv, curves.svg")
 
@@ -1783,7 +1823,7 @@ def main_sharing(argv):
     parser.add_argument("--warm", type=counts, metavar="STEPS,..", help="pre-training steps from the super-net; "
                         "default: 1/2, 1 and 2 times the run's --steps")
     parser.add_argument("--scratch", type=counts, metavar="STEPS,..", help="steps from random weights, the largest is "
-                        "the full training; default: 1, 2, 4, 8 and 16 times the run's --steps")
+                        "the full training; default: 1/2, 1, 2, 4, 8 and 16 times the run's --steps")
     parser.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="of architectures, training")
     parser.add_argument("--out", help="folder of points.tsv, summary.txt, sharing.svg; default: RUN/sharing")
     add_machine_flags(parser)
@@ -1810,7 +1850,9 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     if int(os.environ.get("RANK", 0)):
         return follow()
-    return COMMANDS[argv[0]](argv[1:]) if argv[:1] and argv[0] in COMMANDS else main_search(argv)
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        raise UserError(f"{argv[0]!r}: no such command; expected one of {', '.join(COMMANDS)}, or only flags")
+    return COMMANDS[argv[0]](argv[1:]) if argv and argv[0] in COMMANDS else main_search(argv)
 
 
 if __name__ == "__main__":

@@ -133,9 +133,10 @@ def write_child(run, name, out):
     """
     run, saved = Path(run), autobert.load_tensors(Path(run) / "supernet.pt")
     try:
-        config = autobert.SIZES[json.loads((run / "settings.json").read_text(encoding="utf-8"))["settings"]["size"]]
-        tokenizer = data.Tokenizer.load(run / "tokenizer.model")
-        net = SuperNet(replace(config, vocab=tokenizer.vocab_size), slots=saved["slots"])
+        settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))["settings"]
+        config, tokenizer = autobert.SIZES[settings["size"]], data.Tokenizer.load(run / "tokenizer.model")
+        config = replace(config, vocab=tokenizer.vocab_size)
+        net = SuperNet(config, slots=saved["slots"], transforms=settings["transforms"] == "on")
         child = net.child(autobert.load_backbone(name, config.layers))
     except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise data.UserError(f"{run}: not a finished search ({type(error).__name__}: {error})") from None
