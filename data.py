@@ -72,9 +72,12 @@ def number(kind, least=-math.inf, most=math.inf):
 
 def run_cli(main):
     """Run main(); what a user can cause ends in one line on stderr and exit code 2, never in a traceback."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="backslashreplace")  # a path may hold what the terminal cannot show
     try:
         main()
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
         return
     except UserError as error:
         message, code = str(error), 2
@@ -104,6 +107,9 @@ def write_beside(path, content):
             file.flush()
             os.fsync(file.fileno())
         os.replace(neighbour, path)
+        folder = os.open(path.parent, os.O_RDONLY)  # or a power cut could undo the rename
+        os.fsync(folder)
+        os.close(folder)
     except (OSError, RuntimeError) as error:  # torch.save raises the latter on a full disk
         raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
     finally:

@@ -25,6 +25,7 @@ import collections
 import contextlib
 import fcntl
 import functools
+import glob
 import html
 import itertools
 import json
@@ -33,6 +34,7 @@ import os
 import platform
 import random
 import resource
+import shlex
 import shutil
 import signal
 import socket
@@ -84,8 +86,10 @@ class SearchSettings:
     parents: int = option(2, "K, the best that are mutated each round (l.4)")
     children: int = option(2, "mutants of each parent (l.5)")
     rounds: int = option(4, "rounds of mutation (l.3)", 0)
-    alpha: float | None = option(None, "weight of the UCB bonus; default: 0.1 standard deviations of the scores", 0)
-    tau: float | None = option(None, "temperature of p = softmax(u / tau); 1: the literal paper; default: 0.1 sd", 0)
+    alpha: float | None = option(None, "weight of the UCB bonus; default: 0.1 standard deviations of the scores",
+                                 0, 1e6)
+    tau: float | None = option(None, "temperature of p = softmax(u / tau); 1: the literal paper; default: 0.1 sd",
+                               0, 1e6)
     write_back: str = option("best", "what a slot gets of a round's children: the best one's weights, or the mean",
                            choices=("best", "mean"))
     transforms: str = option("on", "small kernels are transformed centres of the 65 taps; off: the bare centres",
@@ -141,6 +145,8 @@ def check_settings(s):
     tasks = [glue.find_task(task).name for task in s.tasks.split(",")]
     if len(set(tasks)) < len(tasks):
         raise UserError(f"--tasks {s.tasks}: a task is named twice")
+    if s.rows == 1 and s.select == "train":
+        raise UserError("--rows 1 --select train: expected at least 2 rows, to hold one out")
     if s.n > autobert.SIZES[s.size].positions:
         raise UserError(f"--n {s.n}: size {s.size} has {autobert.SIZES[s.size].positions} positions")
     return s
@@ -550,7 +556,7 @@ class Bench:
             mlm = self.train(model, self.s.final_steps, seed=seed)
             tasks = self.finetune(model, seed, self.final_tasks)
         autobert.save_checkpoint(self.folder / f"{name}-{seed}.pt", model, self.tokenizer)
-        return {"name": name, "seed": seed, "mlm": mlm, "tasks": tasks}
+        return {"name": name, "seed": seed, "backbone": list(backbone), "mlm": mlm, "tasks": tasks}
 
 
 # ---- Many candidates at once ----
@@ -559,6 +565,11 @@ _bench = None  # of this process
 
 
 STARTED_HERE = "AUTOBERT_STARTED_HERE"  # set for followers that --workers started, not torchrun
+
+
+def launched():
+    """Whether torchrun, or a Team, started this process."""
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
 class WorkerDied(Exception):
@@ -577,13 +588,14 @@ class Team:
         """Starts workers - 1 followers with the same command line, or takes the place that torchrun gave."""
         self.folder, self.device, self.batch, self.processes, self.memory = None, device, 0, [], {}
         torch.set_num_threads(1)  # each, so that the result is the same for any number of processes
-        self.store, self.size = None, int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ else workers
-        if "RANK" not in os.environ and workers > 1:
+        self.store, self.size = None, int(os.environ["WORLD_SIZE"]) if launched() else workers
+        if not launched() and workers > 1:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))
             for rank in map(str, range(1, workers)):
-                env = {**os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(workers), STARTED_HERE: "1"}
+                env = {**os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(workers), STARTED_HERE: "1",
+                       "TORCH_CPP_LOG_LEVEL": "ERROR"}
                 self.processes.append(subprocess.Popen([sys.executable, os.path.abspath(__file__), *argv], env=env,
                                                        stdin=subprocess.PIPE, start_new_session=True))
 
@@ -627,9 +639,11 @@ class Team:
             late = time.time() + 20
             while self.store.add("gone", 0) < self.size - 1 and time.time() < late:
                 time.sleep(0.01)
+        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave one behind
         for process in self.processes:
             process.kill()
             process.wait()
+        signal.signal(signal.SIGINT, heard)
 
 
 def _store(rank, size):
@@ -646,7 +660,12 @@ def _own_device(kind):
 
 def _do(job):
     method, *arguments = job
-    return getattr(_bench, method)(*arguments)
+    try:
+        return getattr(_bench, method)(*arguments)
+    except RuntimeError as error:  # so torch says that there is too little memory
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise MemoryError from None
+        raise
 
 
 def _pack(content):
@@ -677,7 +696,7 @@ def follow():
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is rank 0's to handle
     if STARTED_HERE in os.environ:  # rank 0 holds the other end of stdin; when it dies, however it dies, that closes
-        threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(1)), daemon=True).start()
+        threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
     torch.set_num_threads(1)
     rank, folder = int(os.environ["RANK"]), None
     with contextlib.suppress(torch.distributed.DistError):  # rank 0 is gone; it, or torchrun, has said why
@@ -688,15 +707,15 @@ def follow():
             told = _unpack(store.get(f"jobs {batch}"))
             if told is None:
                 store.add("gone", 1)
-                return
+                os._exit(0)
             for i in _claims(store, batch, len(told[2])):
                 failed, result = "", None
                 try:
                     if folder != told[0]:
                         folder, _bench = told[0], Bench(told[0], _own_device(told[1]))
                     result = _do(told[2][i])
-                except (UserError, OSError, RuntimeError, MemoryError) as error:  # rank 0 says so, and ends the run
-                    failed = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                except (UserError, OSError, MemoryError) as error:  # rank 0 says so, and ends the run
+                    failed = str(error) or "out of memory; fewer --workers or a smaller --batch may help"
                 store.set(f"{batch}.{i}", _pack((rank, memory_peak(), failed, result)))
 
 
@@ -730,7 +749,9 @@ def from_row(line):
 def free_folder(out, overwrite=False):
     """The path of a new run: `out`, or the next free one of runs/001, runs/002, ..; UserError if it is taken."""
     runs = (Path("runs") / f"{i:03}" for i in range(1, 1000))
-    path = Path(os.path.abspath(out) if out else os.path.abspath(next(path for path in runs if not path.exists())))
+    path = Path(os.path.realpath(out or next(path for path in runs if not path.exists())))
+    if not str(path).isprintable():  # bytes that are no UTF-8, too
+        raise UserError(f"--out {str(path)!r}: expected a name of printable characters")
     if path.exists() and not (overwrite and (path / "settings.json").exists()):
         raise UserError(f"--out {out!r} exists; name another, or if it is a run, --overwrite or resume it")
     return path
@@ -741,12 +762,11 @@ def prepare(out, settings, corpus=None, root=None):
 
     corpus, root: text files and GLUE folder, or neither for the toy language.
     """
-    toy, corpus = not corpus, [os.path.abspath(path) for path in corpus or ()]
-    root = root and os.path.abspath(root)
+    source = sources(corpus, root)
+    corpus, root, toy = source.values()
     with new_folder(out) as beside:
         if toy:
             data.write_toy(beside / "toy", settings.seed)
-            corpus, root = ["toy/corpus.txt"], "toy/glue"
         texts = [beside / path if toy else path for path in corpus]
         if len(list(itertools.islice(data.read_documents(texts), 2))) < 2:
             raise UserError(f"{' '.join(corpus)}: one document; NSP needs at least two documents")
@@ -755,8 +775,14 @@ def prepare(out, settings, corpus=None, root=None):
             for split in ("train", *task.dev):
                 glue.read_task(beside / root if toy else root, task, split)
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-        write_settings(beside, {"settings": settings, "corpus": corpus, "glue": root, "toy": toy,
-                                "versions": versions})
+        write_settings(beside, {"settings": settings, **source, "versions": versions})
+
+
+def sources(corpus, root):
+    """What settings.json says of text files and GLUE folder; without them those of the toy language, in the run."""
+    if not corpus:
+        return {"corpus": ["toy/corpus.txt"], "glue": "toy/glue", "toy": True}
+    return {"corpus": [os.path.abspath(path) for path in corpus], "glue": os.path.abspath(root), "toy": False}
 
 
 def write_settings(folder, saved):
@@ -769,6 +795,9 @@ def write_settings(folder, saved):
 def new_folder(out):
     """A folder beside `out` to fill, which then takes its name; if that fails nothing is left."""
     out.parent.mkdir(parents=True, exist_ok=True)
+    for old in out.parent.glob(f".{glob.escape(out.name)}.????????"):  # left by a kill
+        if old.stat().st_mtime < time.time() - 3600:
+            shutil.rmtree(old, ignore_errors=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         yield beside
@@ -847,11 +876,14 @@ class Run:
         self.known, self.waited = read_log(self.log), 0.0
         (self.folder / "children").mkdir(exist_ok=True)
         for path in self.folder.glob("**/.*.tmp"):  # a kill in the middle of a write
-            path.unlink()
+            if path.is_file():
+                path.unlink()
         # judged, but not in the log yet when the run was killed
         self.ready = {c.backbone: c for path in (self.folder / "children").glob("[0-9]*.tsv")
                       for c in read_log(path).values()}
         if not (self.folder / "supernet.pt").exists():
+            if self.known:
+                raise UserError(f"{self.folder / 'supernet.pt'} is missing, and {self.log} is not empty; expected both")
             self.save(self.new_net(_bench.s.seed), generation=0, offset=0, warm=False)
         self.saved, self.generation = autobert.load_tensors(self.folder / "supernet.pt"), 0
         with torch.device("meta"):
@@ -890,7 +922,8 @@ class Run:
 
     def fitness(self, batch):
         """For evolve: judge a batch from one snapshot of the super-net, then write its weights back."""
-        todo = [c for c in batch if c.backbone not in self.known and c.backbone not in self.ready]
+        had = {**self.ready, **self.known}  # candidates whose weights were lost before the write-back are judged again
+        todo = [c for c in batch if c.backbone not in had or self.lost(had[c.backbone])]
         if todo and self.generation < self.saved["generation"]:
             raise UserError(f"{self.log}: candidate {todo[0].number} is missing though supernet.pt has its weights; "
                             "expected the log and settings of one and the same run")
@@ -898,12 +931,10 @@ class Run:
         found = self.team.map([("judge", c, steps, self.saved["offset"]) for c in todo])
         judged = []
         for candidate in batch:
-            if candidate.backbone in self.known:
-                judged.append(self.known[candidate.backbone])
-            else:
-                start = time.time()
-                judged.append(self.ready.get(candidate.backbone) or next(found))
-                self.waited += time.time() - start
+            start = time.time()
+            judged.append(next(found) if candidate in todo else had[candidate.backbone])
+            self.waited += time.time() - start
+            if candidate.backbone not in self.known:
                 self.write(judged[-1])
             yield judged[-1]
         self.generation += 1
@@ -914,8 +945,14 @@ class Run:
                 write_back(self.net, [(c.score, functools.partial(load, c)) for c in good], _bench.s.write_back)
             self.save(self.net, generation=self.generation, offset=self.saved["offset"] + steps,
                       warm=self.saved["warm"] or bool(good))
-            for path in (self.folder / "children").iterdir():
-                path.unlink(missing_ok=True)
+            for path in (self.folder / "children").glob("*.*"):
+                if path.is_file():
+                    path.unlink(missing_ok=True)
+
+    def lost(self, c):
+        """Whether a judged candidate's weights are still to be written back, but not there."""
+        pending = self.generation >= self.saved["generation"] and c.score is not None and _bench.s.strategy != "random"
+        return pending and not (self.folder / "children" / f"{c.number}.pt").exists()
 
     def steps(self):
         """Pre-training steps of the next candidates.
@@ -968,9 +1005,9 @@ def read_finals(path):
     """The results of the final training so far, as Bench.final gives them; UserError if the file is broken."""
     try:
         results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        return [{"name": r["name"], "seed": r["seed"], "mlm": None if r["mlm"] is None else float(r["mlm"]),
-                 "tasks": [(task, float(score)) for task, score in r["tasks"]]}
-                for r in results if {"mlm", "tasks"} <= r.keys()]
+        return [{"name": r["name"], "seed": r["seed"], "backbone": r["backbone"],
+                 "mlm": None if r["mlm"] is None else float(r["mlm"]), "tasks": [(task, float(score)) for task, score in r["tasks"]]}
+                for r in results]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: broken ({error!r}); remove it to repeat the final training") from None
 
@@ -986,7 +1023,8 @@ def finals(run, backbones):
     """Train the backbones {name: backbone} from scratch with one budget, and judge them. -> [result, ...]"""
     s = _bench.s
     path = run.folder / "finals.json"
-    results = read_finals(path)
+    results = [r for r in read_finals(path) if tuple(r["backbone"]) == backbones.get(r["name"])
+               and [task for task, _ in r["tasks"]] == list(_bench.final_tasks)]
     done = {(r["name"], r["seed"]) for r in results}
     jobs = [("final", name, backbone, seed) for seed in range(s.seed, s.seed + s.final_seeds)
             for name, backbone in backbones.items()]
@@ -1452,7 +1490,7 @@ def summary(points, own):
         *means(passed)[0], "",
         f"Cost: pre-training steps from scratch to the score after {own} warm steps, divided by {own}.",
         f"Median and quartiles; not reached: nor after {full} steps, a lower bound (>=); at once: by the first count,",
-        "an upper bound (<=). The best of several scores from scratch stands against one warm one, which favours scratch.",
+        "an upper bound (<=). The best of several scores from scratch stands against one warm one: that favours scratch.",
         *savings(architectures, own),
         "The paper saves 80 to 87 % of the GPU hours of a whole evaluation, fine-tuning included: a factor of 5 to 8.",
         "",
@@ -1625,21 +1663,23 @@ def on_the_task(arms, settings, pairs, out, team, args):
     curves, full, mean, least = ({arm: {} for arm in arms} for _ in range(4))
     for seed in range(settings.seed, settings.seed + pairs):
         bare, first = out / f"bare-{seed}", out / f"first-{seed}"
-        wanted = replace(settings, seed=seed, rounds=0)
+        wanted = {"settings": replace(settings, seed=seed, rounds=0), **sources(args.corpus, args.glue)}
         if not bare.exists():
-            prepare(bare, wanted, args.corpus, args.glue)
-        elif read_settings(bare)["settings"] != wanted:
-            raise UserError(f"{bare}: a run with other settings; give another --out")
+            prepare(bare, wanted["settings"], args.corpus, args.glue)
+        elif any(read_settings(bare)[key] != value for key, value in wanted.items()):
+            raise UserError(f"{bare}: a run with other settings or texts; give another --out")
         alike = {arm: not {"write_back", "transforms", "collapse"} & ARMS[arm].keys() and arm != "random"
                  for arm in arms}
         if any(alike.values()):
-            team.open(branch(bare, first, rounds=0))
-            evolved(first, team)
+            with locked(branch(bare, first, rounds=0)):
+                team.open(first)
+                evolved(first, team)
         for arm in arms:
             folder = branch(first if alike[arm] else bare, out / f"{arm}-{seed}", rounds=settings.rounds, **ARMS[arm])
-            team.open(folder)
-            run, everyone, winner = evolved(folder, team)
-            result, = finals(run, {"best": winner.backbone})
+            with locked(folder):
+                team.open(folder)
+                run, everyone, winner = evolved(folder, team)
+                result, = finals(run, {"best": winner.backbone})
             scores = (c.score or 0.0 for c in everyone if c.number is not None)
             curves[arm][seed] = list(itertools.accumulate(scores, max))
             full[arm][seed] = statistics.fmean(score for _, score in result["tasks"])
@@ -1704,7 +1744,7 @@ def given_settings(args, **defaults):
 def at_work(args, argv):
     """The Team of a command; ends whatever stops it in one line that says how to go on."""
     device = autobert.find_device(args.device).type
-    if args.workers and "RANK" in os.environ:
+    if args.workers and launched():
         raise UserError(f"--workers {args.workers}: torchrun has already started its processes; leave it out")
     workers = args.workers or (torch.cuda.device_count() if device == "cuda" else CORES)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both stop the run in the same clean way
@@ -1712,7 +1752,8 @@ def at_work(args, argv):
         with Team(workers, device, argv) as team:
             yield team
     except KeyboardInterrupt:
-        raise UserError(f"interrupted; go on with: {args.again}") from None
+        begun = "resume" not in args.again or os.path.exists(shlex.split(args.again)[-1])
+        raise UserError(f"interrupted; go on with: {args.again}" if begun else "interrupted before it began") from None
     except (WorkerDied, torch.distributed.DistError) as error:
         why = f" ({' '.join(str(error).split())[:100]})" if str(error) else ""
         raise UserError(f"a worker died, out of memory?{why}; go on with: {args.again}") from None
@@ -1748,13 +1789,28 @@ def main_search(argv, resumed=False):
     else:
         settings = given_settings(args)
         out = free_folder(args.out, args.overwrite)
-    args.again = f"{'torchrun ..' if 'RANK' in os.environ else 'python'} opnas.py resume {out}"
+    args.again = f"{'torchrun ..' if launched() else 'python'} opnas.py resume {shlex.quote(str(out))}"
     with at_work(args, ["resume", *argv] if resumed else argv) as team:
         if not resumed:
-            prepare(out, settings, args.corpus, args.glue)
+            with locked(out) if out.exists() else contextlib.nullcontext():  # --overwrite
+                prepare(out, settings, args.corpus, args.glue)
         print(f"{out}: {json.dumps(json.loads((out / 'settings.json').read_text()))}")
         with locked(out):
             search(out, team)
+
+
+def check_comparison(args, arms, base, out):
+    """UserError if compare cannot run with these flags."""
+    for arm in arms:
+        if arm not in ARMS or arms.count(arm) > 1:
+            raise UserError(f"--arms {arm!r}: expected each once, of {', '.join(ARMS)}")
+    if base not in arms:
+        raise UserError(f"--base {base!r}: expected one of the arms, {', '.join(arms)}")
+    for name in ("strategy", "final_seeds"):
+        if hasattr(args, name):
+            raise UserError(f"--{name.replace('_', '-')}: compare sets it itself; leave it out (see --arms)")
+    if (out / "settings.json").exists() or args.landscapes and list(out.glob("bare-*")):
+        raise UserError(f"--out {str(out)!r} holds other results; give another")
 
 
 def main_compare(argv):
@@ -1770,7 +1826,8 @@ def main_compare(argv):
     parser.add_argument("--seeds", type=data.number(int, 1, 10**5), help="default: 5; landscapes: 60")
     parser.add_argument("--arms", help=f"of {', '.join(ARMS)}")
     parser.add_argument("--base", help="the arm that the others are paired with; default: ea+ws")
-    parser.add_argument("--out", default="runs/compare", help="folder; a stopped comparison goes on from what is there")
+    parser.add_argument("--out", help="folder; a stopped comparison goes on from what is there; "
+                        "default: runs/compare, runs/landscapes")
     parser.add_argument("--layers", type=data.number(int, 1, 99), default=12, help="of backbones on landscapes")
     parser.add_argument("--noise", type=data.number(float, 0), default=0.04,
                         help="standard deviation of a score on landscapes; that of true fitness at random is 0.08")
@@ -1779,23 +1836,18 @@ def main_compare(argv):
     args = parser.parse_args(argv)
     arms = (args.arms or ("op-nas,literal,ea+ws,ea-copy,op-nas-copy,random" if args.landscapes else
                           "op-nas,ea+ws,random+ws,random")).split(",")
-    for arm in arms:
-        if arm not in ARMS or arms.count(arm) > 1:
-            raise UserError(f"--arms {arm!r}: expected each once, of {', '.join(ARMS)}")
-    for name in ("strategy", "final_seeds"):
-        if hasattr(args, name):
-            raise UserError(f"--{name.replace('_', '-')}: compare sets it itself; leave it out (see --arms)")
-    base, out = args.base or ("ea+ws" if "ea+ws" in arms else arms[0]), Path(os.path.abspath(args.out))
-    if base not in arms:
-        raise UserError(f"--base {base!r}: expected one of the arms, {', '.join(arms)}")
+    base, out = args.base or ("ea+ws" if "ea+ws" in arms else arms[0]), Path(os.path.abspath(
+        args.out or ("runs/landscapes" if args.landscapes else "runs/compare")))
+    check_comparison(args, arms, base, out)
     settings = given_settings(args, **dict(population=50, parents=5, children=5, rounds=4) if args.landscapes else {})
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {args.out!r}: {error.strerror}") from None
     if args.landscapes:
-        curves, extra = on_landscapes(arms, settings, args.seeds or 60, args.layers, args.noise), {}
-        for family in list(FAMILIES)[:(args.seeds or 60) // 2]:
+        pairs = args.seeds or 60
+        curves, extra = on_landscapes(arms, settings, pairs, args.layers, args.noise), {}
+        for family in [family for i, family in enumerate(FAMILIES) if pairs > i + len(FAMILIES)]:  # two pairs or more
             extra[f"final, {family}"] = {arm: {k: c[-1] for k, c in runs.items() if k.endswith(" " + family)}
                                          for arm, runs in curves.items()}
     else:
@@ -1848,8 +1900,9 @@ COMMANDS = {"resume": functools.partial(main_search, resumed=True), "report": ma
 def main(argv=None):
     """The command line: python opnas.py [flags], or python opnas.py COMMAND ..."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if int(os.environ.get("RANK", 0)):
-        return follow()
+    leads = argv[:1] == ["report"] or {"-h", "--help", "--landscapes"} & set(argv)  # work for one process alone
+    if launched() and int(os.environ["RANK"]):
+        return None if leads else follow()
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
         raise UserError(f"{argv[0]!r}: no such command; expected one of {', '.join(COMMANDS)}, or only flags")
     return COMMANDS[argv[0]](argv[1:]) if argv and argv[0] in COMMANDS else main_search(argv)
