@@ -1006,7 +1006,8 @@ def read_finals(path):
     try:
         results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
         return [{"name": r["name"], "seed": r["seed"], "backbone": r["backbone"],
-                 "mlm": None if r["mlm"] is None else float(r["mlm"]), "tasks": [(task, float(score)) for task, score in r["tasks"]]}
+                 "mlm": None if r["mlm"] is None else float(r["mlm"]),
+                 "tasks": [(task, float(score)) for task, score in r["tasks"]]}
                 for r in results]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: broken ({error!r}); remove it to repeat the final training") from None
@@ -1490,7 +1491,7 @@ def summary(points, own):
         *means(passed)[0], "",
         f"Cost: pre-training steps from scratch to the score after {own} warm steps, divided by {own}.",
         f"Median and quartiles; not reached: nor after {full} steps, a lower bound (>=); at once: by the first count,",
-        "an upper bound (<=). The best of several scores from scratch stands against one warm one: that favours scratch.",
+        "an upper bound (<=). The best of several scores from scratch against one warm one: that favours scratch.",
         *savings(architectures, own),
         "The paper saves 80 to 87 % of the GPU hours of a whole evaluation, fine-tuning included: a factor of 5 to 8.",
         "",
