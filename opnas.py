@@ -18,7 +18,8 @@ how well each op has done there, per layer how well each kernel has.
     python opnas.py compare               # strategies with the same seeds (Fig. 6); --landscapes: in two minutes
     torchrun --nproc_per_node 8 opnas.py  # candidates judged by eight processes, also on several machines
 
-Read last.
+Read last. The method itself: Settings to The proxy task. Then what runs it (many candidates at once, a run and its
+folder), and three ways to look at it: Report, Does sharing pay, Is UCB worth it.
 """
 import argparse
 import collections
