@@ -2201,6 +2201,12 @@ def test_readmes_figures_are_the_recorded_ones():
         figures = r"(M .*e\+\d\d  (best|bert|autobert-zero)|about .* \+-|of \d+,\d+ draws)"
         tables = [line for line in lines if re.search(figures, line)]
         assert tables and all(line in README for line in tables), name
+    blocks = re.findall(r"```\n(.*?)```", README, re.S)
+    for name, mark in (("compare-landscapes.txt", "  literal "), ("compare-toy.txt", "  random+ws "),
+                       ("compare-parts.txt", "  no-probe "), ("sharing.txt", "start   steps")):
+        recorded = (HERE / "results" / name).read_text().splitlines()
+        block = next(block for block in blocks if mark in block)
+        assert all(line in recorded for line in block.splitlines()), name
     recorded = (HERE / "results/pays.tsv").read_text().splitlines()
     for line in recorded[1:]:
         name, *figures = line.split("\t")
