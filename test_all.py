@@ -1616,6 +1616,66 @@ def test_a_full_disk_stops_a_run_and_loses_no_candidate(finished, toy, tmp_path)
     assert outcome(run) == outcome(finished[0])
 
 
+def test_weights_lost_before_the_write_back_are_judged_again(finished, toy, tmp_path):
+    run = tmp_path / "lost"
+    interrupted(toy, run, 1, 6, signal.SIGKILL)
+    assert (run / "children/0.pt").exists()  # the first candidate is judged, its generation is not over
+    shutil.rmtree(run / "children")
+    result = command("opnas.py", "resume", run, "--workers", 1)
+    assert result.returncode == 0, result.stderr
+    assert outcome(run) == outcome(finished[0])
+
+
+def test_overwrite_leaves_a_run_alone_that_is_at_work(finished, toy, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    with open(run / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = command(*search(toy, run, 1), "--overwrite")
+    assert result.returncode == 2 and "another process" in result.stderr and outcome(run) == outcome(finished[0])
+
+
+def changed(finished, folder, **settings):
+    """A copy of the finished run with other settings."""
+    shutil.copytree(finished[0], folder)
+    saved = json.loads((folder / "settings.json").read_text())
+    saved["settings"].update(settings)
+    (folder / "settings.json").write_text(json.dumps(saved))
+    return folder
+
+
+def test_a_search_that_selects_on_train_is_judged_on_dev_in_the_end(finished, tmp_path):
+    bench = opnas.Bench(changed(finished, tmp_path / "run", select="train"))
+    plain = opnas.Bench(finished[0])
+    for task in ("CoLA", "STS-B"):
+        (train, held), (whole, dev) = bench.tasks[task], bench.final_tasks[task]
+        assert (len(train.rows), len(held["dev"].rows), len(whole.rows)) == (44, 4, 48)
+        assert str(dev["dev"].rows) == str(plain.tasks[task][1]["dev"].rows) != str(held["dev"].rows)
+        assert str(whole.rows) == str(plain.tasks[task][0].rows)
+
+
+def test_a_super_net_without_transforms_writes_children_too(finished, tmp_path, capsys):
+    run = changed(finished, tmp_path / "run", transforms="off")
+    config = opnas.Bench(run).config
+    slots = supernet.SuperNet(config, 3, transforms=False).slots
+    autobert.save_tensors(run / "supernet.pt", {"slots": slots})
+    supernet.main(["conv-only", "--run", str(run), "--out", str(tmp_path / "child.pt")])
+    state = autobert.load_tensors(tmp_path / "child.pt")["state"]
+    name = "encoder.layers.2.convolution.kernel"  # conv 3
+    assert state[name].shape[1] == 3 and torch.equal(state[name], slots[name][:, 31:34])
+
+
+def test_final_results_of_another_backbone_are_not_taken_for_the_winners(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    results = json.loads((run / "finals.json").read_text())
+    results[0]["backbone"][0] = "conv 65" if results[0]["backbone"][0] != "conv 65" else "conv 3"
+    (run / "finals.json").write_text(json.dumps(results))
+    result = command("opnas.py", "resume", run, "--workers", 1)
+    assert result.returncode == 0 and result.stdout.count("final=best") == 1 and "final=bert" not in result.stdout
+    assert (run / "table.txt").read_text() == (finished[0] / "table.txt").read_text()
+
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
