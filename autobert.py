@@ -188,6 +188,13 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(width, eps=1e-12)
 
 
+class Dropout(nn.Dropout):
+    """torch's, by ops.drop."""
+
+    def forward(self, x):
+        return ops.drop(x, self.p if self.training else 0.0)
+
+
 class DagAttention(nn.Module):
     """Multi-head attention by a graph of primitives, the same in every head; only inputs it reads have weights."""
 
@@ -258,7 +265,7 @@ class LightConv(nn.Module):
         x = F.glu(self.glu(x))
         if mask is not None:  # after the GLU: before the linear its bias would undo it
             x = x.masked_fill(~mask[..., None], 0.0)
-        kernel = F.dropout(self.taps().softmax(-1), self.dropout, self.training)  # (H, k), DropConnect
+        kernel = ops.drop(self.taps().softmax(-1), self.dropout if self.training else 0.0)  # (H, k), DropConnect
         # measured on a CPU: conv1d wins where the band is mostly zeros, and in bf16 only where it nearly all is
         sparse = n > kernel.shape[-1] * (10 if x.dtype == torch.float32 else 40)
         if self.fast == "always" or self.fast == "auto" and sparse and not x.is_cuda:
@@ -291,7 +298,7 @@ class Layer(nn.Module):
         self.kind = "convolution" if kernel else "attention"
         self.add_module(self.kind, LightConv(config, kernel) if kernel else DagAttention(config, gene))
         self.feedforward = FeedForward(config.hidden)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x, mask):
         mixer = getattr(self, self.kind)
@@ -311,7 +318,7 @@ class AutoBert(nn.Module):
         self.tokens = nn.Embedding(config.vocab, config.embedding)
         self.positions = nn.Embedding(config.positions, config.embedding)
         self.segments = nn.Embedding(2, config.embedding)
-        self.norm, self.dropout = LayerNorm(config.embedding), nn.Dropout(config.dropout)
+        self.norm, self.dropout = LayerNorm(config.embedding), Dropout(config.dropout)
         narrow = config.embedding != config.hidden
         self.projection = nn.Linear(config.embedding, config.hidden) if narrow else nn.Identity()
         self.layers = nn.ModuleList(Layer(config, gene) for gene in self.backbone)
@@ -353,7 +360,7 @@ class Pretraining(nn.Module):
     def mlm_logits(self, hidden):
         """(M, d) -> (M, V); the output matrix is the token embedding's (tied)."""
         x = self.norm(F.gelu(self.transform(hidden)))
-        return x @ self.encoder.tokens.weight.T + self.bias
+        return F.linear(x, self.encoder.tokens.weight, self.bias)
 
     def forward(self, batch):
         """batch: data.PretrainingData's tensors. Loss = mean MLM over the masked + mean NSP (BERT)."""
