@@ -22,10 +22,13 @@ import pickle
 import sys
 import tempfile
 import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 import torch
+import torch.distributed as distributed
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
@@ -74,7 +77,11 @@ SIZES = {
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """One pre-training run. warmup: share of the steps; n: tokens a sequence; weight decay, clipping: BERT's."""
+    """One pre-training run. warmup: share of the steps; n: tokens a sequence; weight decay, clipping: BERT's.
+
+    accumulate: pieces that a process works through a batch in, one after another; they cost time and save memory.
+    precision: "fp32" exact; "medium" fp32 whose products may round to bf16; "bf16" by autocast.
+    """
     steps: int = 2000
     batch: int = 16
     n: int = 40
@@ -84,6 +91,8 @@ class PretrainSettings:
     weight_decay: float = 0.01
     clip: float = 1.0
     seed: int = 0
+    accumulate: int = 1
+    precision: str = "fp32"
 
 
 # Table 6. CHOICE: BERT's million steps; the paper trains 40 epochs, whatever that is in steps for the corpus at hand
@@ -356,13 +365,18 @@ class Pretraining(nn.Module):
         return x @ self.encoder.tokens.weight.T + self.bias
 
     def forward(self, batch):
-        """batch: data.PretrainingData's tensors. Loss = mean MLM over the masked + mean NSP (BERT)."""
+        """batch: data.PretrainingData's tensors. Loss = mean MLM over the masked + mean NSP (BERT).
+
+        A piece from `cut` has "shares": what its two means count in the whole batch's, so that pieces add up.
+        """
+        of_masked, of_rows = batch.get("shares", (1.0, 1.0))
         hidden = self.encoder(batch["ids"], batch["segments"], batch["mask"])  # (B, n, d)
         masked = hidden.flatten(0, 1)[batch["positions"]]  # (M, d)
-        mlm = F.cross_entropy(self.mlm_logits(masked), batch["targets"])
+        # subtle: the mean over no masked token, as a piece may have, would be nan
+        mlm = of_masked * F.cross_entropy(self.mlm_logits(masked), batch["targets"], reduction="sum") / max(1, len(masked))
         next_logits = self.next(self.encoder.pool(hidden))  # (B, 2)
-        nsp = F.cross_entropy(next_logits, batch["next"])
-        correct = (next_logits.argmax(-1) == batch["next"]).float().mean()
+        nsp = of_rows * F.cross_entropy(next_logits, batch["next"])
+        correct = of_rows * (next_logits.argmax(-1) == batch["next"]).float().mean()
         return mlm + nsp, {"mlm": mlm.detach(), "nsp": nsp.detach(), "nsp_accuracy": correct}
 
 
@@ -469,40 +483,105 @@ def few_threads(config):
 
 def to_device(batch, device):
     """A dict of numpy arrays as tensors on the device."""
-    return {key: torch.from_numpy(array).to(device, non_blocking=True) for key, array in batch.items()}
+    pin = torch.device(device).type == "cuda"  # only from pinned memory does a copy not wait
+    tensors = {key: torch.from_numpy(array) for key, array in batch.items()}
+    return {key: (x.pin_memory() if pin else x).to(device, non_blocking=True) for key, x in tensors.items()}
 
 
-def pretrain(model, batches, settings, device, log=None, offset=0):
-    """Train in place for settings.steps on batches.batch(offset + step); Diverged on a non-finite gradient.
+def cut(batch, piece, pieces):
+    """Piece number `piece` of a batch cut into `pieces` by rows, as even as they go; losses of the pieces add up."""
+    if pieces == 1:
+        return batch
+    (B, n), masked = batch["ids"].shape, len(batch["positions"])
+    start, end = piece * B // pieces, (piece + 1) * B // pieces
+    inside = (batch["positions"] >= start * n) & (batch["positions"] < end * n)
+    return {key: batch[key][start:end] for key in ("ids", "segments", "mask", "next")} | {
+        "positions": batch["positions"][inside] - start * n, "targets": batch["targets"][inside],
+        "shares": np.array([inside.sum() / max(1, masked), (end - start) / B], np.float32)}
 
-    log(step, lr, parts), if given, is called about a hundred times.
+
+def ahead(make, steps, device):
+    """(step, make(step)) of every step; for a GPU a thread makes the next two while it works on this one."""
+    if torch.device(device).type == "cpu":
+        yield from ((step, make(step)) for step in steps)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        coming = deque()
+        for step in steps:
+            coming.append((step, thread.submit(make, step)))
+            if len(coming) > 2:
+                step, batch = coming.popleft()
+                yield step, batch.result()
+        for step, batch in coming:
+            yield step, batch.result()
+
+
+@contextlib.contextmanager
+def matmul_precision(precision):
+    """fp32 products inside are exact, or of torch's "medium" precision; as before after."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if precision == "medium" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def pretrain(model, batches, settings, device, log=None, offset=0, due=None, optimizer=None, first=0, share=(0, 1)):
+    """Train in place on batches.batch(offset + step) for step = first .. settings.steps - 1.
+
+    Where due(step) is true (else: about a hundred times) and at the end comes log(step, lr, parts), and before it
+    Diverged if a gradient was not finite since. optimizer: as it was after step first - 1, else a new one.
+    share: (rank, processes) where `model` is a DistributedDataParallel that learns from one piece of every batch.
     """
+    (rank, processes), kind = share, torch.device(device).type
     model.train().to(device)
-    optimizer = make_optimizer(model, settings.lr, settings.weight_decay, (0.9, settings.beta2))
+    optimizer = optimizer or make_optimizer(model, settings.lr, settings.weight_decay, (0.9, settings.beta2))
     every = max(1, settings.steps // 100)
-    finite = torch.ones((), dtype=torch.bool, device=device)
-    with seeded(settings.seed):
-        for step in range(settings.steps):
-            # 1. the learning rate of this step
+    due = due or (lambda step: step % every == 0)
+    good = torch.tensor(first, device=device)  # steps before the first gradient that is not finite
+
+    def pieces(step):
+        whole, k = batches.batch(offset + step), settings.accumulate
+        return [to_device(cut(whole, rank * k + i, processes * k), device) for i in range(k)]
+
+    with seeded(settings.seed), matmul_precision(settings.precision):
+        for step, batch in ahead(pieces, range(first, settings.steps), device):
+            # 1. the learning rate and the random numbers of this step: functions of it alone, so any step can resume
             lr = lr_at(step, settings.steps, settings.lr, settings.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            # 2. the batch, a function of the step alone
-            batch = to_device(batches.batch(offset + step), device)
-            # 3. forward, backward
-            loss, parts = model(batch)
-            loss.backward()
-            # 4. clip the gradient and step
-            finite &= torch.isfinite(nn.utils.clip_grad_norm_(model.parameters(), settings.clip))
+            mixed = np.random.SeedSequence([settings.seed % 2**32, offset + step, rank]).generate_state(1, np.uint64)
+            torch.manual_seed(int(mixed[0]))
+            # 2. forward, backward; gradients of the pieces add up, those of processes are averaged behind the last
+            found = []
+            for piece in batch:
+                alone = processes > 1 and len(found) < len(batch) - 1
+                with model.no_sync() if alone else contextlib.nullcontext():
+                    with torch.autocast(kind, torch.bfloat16, enabled=settings.precision == "bf16"):
+                        loss, parts = model(piece)
+                    (loss * processes).backward()
+                found.append(parts)
+            # 3. clip the gradient and step
+            norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+            good += torch.isfinite(norm) & (good == step)
             optimizer.step()
             optimizer.zero_grad()
-            # 5. report; only here does the host wait for the device
-            if step % every == 0 or step == settings.steps - 1:
-                if not finite:
-                    raise Diverged(f"a non-finite gradient at or before step {step}")
+            # 4. report; only here does the host wait for the device
+            if due(step) or step == settings.steps - 1:
+                if good.item() <= step:
+                    raise Diverged(f"a non-finite gradient in step {good.item() + 1}")
                 if log:
-                    log(step, lr, {key: value.item() for key, value in parts.items()})
+                    log(step, lr, whole_of(found, processes))
     return model
+
+
+def whole_of(found, processes):
+    """{name: float} of a batch from the parts of its pieces, in this process and in all others."""
+    values = torch.stack([sum(parts[key] for parts in found) for key in found[0]])
+    if processes > 1:
+        distributed.all_reduce(values)
+    return dict(zip(found[0], values.tolist()))
 
 
 @torch.no_grad()

@@ -920,6 +920,114 @@ def test_pretraining_learns_and_repeats_itself(toy, tokenizer):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def a_batch(rows=8, n=40, seed=0):
+    """A batch of random tokens whose third row has no masked one, and the rest one to three."""
+    rng = np.random.default_rng(seed)
+    masked = [sorted(rng.choice(n, 0 if row == 2 else rng.integers(1, 4), replace=False)) for row in range(rows)]
+    positions = np.array([row * n + place for row, places in enumerate(masked) for place in places])
+    return {"ids": rng.integers(5, 50, (rows, n)), "segments": rng.integers(0, 2, (rows, n)),
+            "mask": np.arange(n) < rng.integers(n // 2, n + 1, (rows, 1)), "positions": positions,
+            "targets": rng.integers(5, 50, len(positions)), "next": rng.integers(0, 2, rows)}
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, 5, 8])  # the third of 8 pieces has no masked token
+def test_the_pieces_of_a_batch_add_up_to_it(pieces):
+    with autobert.seeded(0):
+        model = autobert.Pretraining(replace(TINY, positions=40), ("conv 3", BERT)).double()
+    batch, results = a_batch(), []
+    for parts in ([batch], [autobert.cut(batch, i, pieces) for i in range(pieces)]):
+        model.zero_grad()
+        losses = [model(autobert.to_device(part, "cpu")) for part in parts]
+        sum(loss for loss, _ in losses).backward()
+        results.append([sum(loss for loss, _ in losses), *(sum(found[key] for _, found in losses) for key in losses[0][1]),
+                        *(p.grad.clone() for p in model.parameters())])
+    assert sum(len(autobert.cut(batch, i, pieces)["ids"]) for i in range(pieces)) == 8
+    for whole, added in zip(*results):
+        torch.testing.assert_close(added, whole, rtol=1e-6, atol=1e-6)
+
+
+def test_accumulated_steps_equal_steps_of_one_big_batch():
+    class Batches:
+        def batch(self, step):
+            return a_batch(rows=12, seed=step)
+    found = []
+    for accumulate in (1, 3, 12):
+        with autobert.seeded(0):
+            model = autobert.Pretraining(replace(TINY, positions=40), ("conv 3", BERT))
+        model.double()  # the gradient of a key's bias is nothing but rounding, which Adam would blow up
+        settings, log = autobert.PretrainSettings(steps=6, batch=12, lr=1e-2, accumulate=accumulate), []
+        autobert.pretrain(model, Batches(), settings, "cpu", lambda step, lr, parts: log.append([lr, *parts.values()]))
+        found.append((log, list(model.parameters())))
+    for log, weights in found[1:]:
+        assert np.array(log) == pytest.approx(np.array(found[0][0]), rel=1e-5)
+        for weight, expected in zip(weights, found[0][1]):
+            torch.testing.assert_close(weight, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_training_from_any_step_is_the_same_training():
+    class Batches:
+        def batch(self, step):
+            return a_batch(seed=step)
+    settings, ends = autobert.PretrainSettings(steps=8, lr=1e-2), []
+    for stops in ((), (3,), (1, 6)):
+        torch.manual_seed(len(stops))  # what others drew before makes no difference
+        with autobert.seeded(0):
+            model = autobert.Pretraining(replace(TINY, positions=40, dropout=0.3), ("conv 3", BERT))
+        first, optimizer = 0, autobert.make_optimizer(model, settings.lr, settings.weight_decay, (0.9, settings.beta2))
+        for stop in stops:
+            def log(step, lr, parts):
+                if step + 1 == stop:
+                    raise KeyboardInterrupt
+            with pytest.raises(KeyboardInterrupt):
+                autobert.pretrain(model, Batches(), settings, "cpu", log, optimizer=optimizer, first=first)
+            first = stop
+        autobert.pretrain(model, Batches(), settings, "cpu", optimizer=optimizer, first=first)
+        ends.append(copies(model.state_dict()))
+    assert all(torch.equal(end[name], ends[0][name]) for end in ends for name in end)
+    without = autobert.Pretraining(replace(TINY, positions=40), ("conv 3", BERT))
+    assert any(not torch.equal(without.state_dict()[name], ends[0][name]) for name in ends[0])
+
+
+@pytest.mark.parametrize("precision, products, dtype", [
+    ("fp32", "highest", torch.float32), ("medium", "medium", torch.float32), ("bf16", "highest", torch.bfloat16)])
+def test_precision_holds_while_training_and_no_longer(precision, products, dtype):
+    class Batches:
+        def batch(self, step):
+            return a_batch(seed=step)
+    model, seen = autobert.Pretraining(replace(TINY, positions=40), ("conv 3", BERT)), []
+    model.transform.register_forward_hook(
+        lambda module, inputs, output: seen.append((torch.get_float32_matmul_precision(), output.dtype)))
+    settings = autobert.PretrainSettings(steps=12, lr=1e-2, precision=precision)
+    log = []
+    autobert.pretrain(model, Batches(), settings, "cpu", lambda step, lr, parts: log.append(parts["mlm"]))
+    assert seen == [(products, dtype)] * 12 and all(p.dtype == torch.float32 for p in model.parameters())
+    assert all(map(math.isfinite, log)) and torch.get_float32_matmul_precision() == "highest"
+    assert not torch.is_autocast_enabled("cpu")
+    with pytest.raises(ZeroDivisionError):
+        autobert.pretrain(model, Batches(), settings, "cpu", lambda *_: 1 / 0)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_batches_are_made_ahead_in_their_order():
+    made = []
+
+    def make(step):
+        made.append(step)
+        return step * step
+    assert list(autobert.ahead(make, range(3, 9), "cuda")) == [(step, step * step) for step in range(3, 9)]
+    made.clear()
+    coming = autobert.ahead(make, range(9), "cuda")
+    assert next(coming) == (0, 0) and next(coming) == (1, 1)
+    coming.close()
+    assert made == [0, 1, 2, 3]  # two more than were taken
+    assert list(autobert.ahead(make, range(2), "cpu")) == [(0, 0), (1, 1)]
+
+    def broken(step):
+        raise UserError("no batch")
+    with pytest.raises(UserError, match="no batch"):
+        list(autobert.ahead(broken, range(2), "cuda"))
+
+
 def test_a_non_finite_loss_stops_training():
     class Batches:
         def batch(self, step):
@@ -927,8 +1035,19 @@ def test_a_non_finite_loss_stops_training():
                     "positions": np.array([1]), "targets": np.array([7]), "next": np.array([0])}
     model = autobert.Pretraining(TINY, (BERT, BERT))
     model.encoder.tokens.weight.data[7, 0] = math.inf
-    with pytest.raises(autobert.Diverged, match="step 0"):
+    with pytest.raises(autobert.Diverged, match="in step 1$"):
         autobert.pretrain(model, Batches(), autobert.PretrainSettings(steps=3), "cpu")
+
+    class Later(Batches):
+        def batch(self, step):
+            return super().batch(step) | {"ids": np.full((1, 4), 7 if step == 12 else 8)}
+    with autobert.seeded(0):
+        model = autobert.Pretraining(TINY, (BERT, BERT))
+    model.encoder.tokens.weight.data[7, 0] = math.inf
+    model.encoder.tokens.weight.requires_grad_(False)  # tied to the output: else the first step would meet it
+    model.mlm_logits = lambda hidden: model.transform(hidden)  # (1, 16)
+    with pytest.raises(autobert.Diverged, match="in step 13$"):  # by name, though it looks only at the 17th
+        autobert.pretrain(model, Later(), autobert.PretrainSettings(steps=20), "cpu", due=lambda step: step == 16)
 
 
 def test_a_checkpoint_holds_all_that_is_needed(tmp_path, tokenizer):
