@@ -19,18 +19,22 @@ import json
 import math
 import os
 import pickle
+import shutil
 import sys
 import tempfile
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as distributed
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import data
@@ -373,7 +377,8 @@ class Pretraining(nn.Module):
         hidden = self.encoder(batch["ids"], batch["segments"], batch["mask"])  # (B, n, d)
         masked = hidden.flatten(0, 1)[batch["positions"]]  # (M, d)
         # subtle: the mean over no masked token, as a piece may have, would be nan
-        mlm = of_masked * F.cross_entropy(self.mlm_logits(masked), batch["targets"], reduction="sum") / max(1, len(masked))
+        mlm = F.cross_entropy(self.mlm_logits(masked), batch["targets"], reduction="sum") / max(1, len(masked))
+        mlm = of_masked * mlm
         next_logits = self.next(self.encoder.pool(hidden))  # (B, 2)
         nsp = of_rows * F.cross_entropy(next_logits, batch["next"])
         correct = of_rows * (next_logits.argmax(-1) == batch["next"]).float().mean()
@@ -394,7 +399,8 @@ def init_weights(module, std):
 @contextlib.contextmanager
 def seeded(seed):
     """torch's generators start from `seed` inside, and are as before after."""
-    with torch.random.fork_rng():
+    # the others' devices are theirs: only to ask one for its state would take memory there
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         torch.manual_seed(seed)
         yield
 
@@ -469,6 +475,8 @@ def find_device(name="auto"):
             raise RuntimeError("unknown")
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
         return device
     except (RuntimeError, AssertionError) as error:
         why = str(error).splitlines()[0]
@@ -571,8 +579,9 @@ def pretrain(model, batches, settings, device, log=None, offset=0, due=None, opt
             if due(step) or step == settings.steps - 1:
                 if good.item() <= step:
                     raise Diverged(f"a non-finite gradient in step {good.item() + 1}")
+                parts = whole_of(found, processes)
                 if log:
-                    log(step, lr, whole_of(found, processes))
+                    log(step, lr, parts)
     return model
 
 
@@ -618,16 +627,20 @@ def _brief(error):
     return " ".join(f"{type(error).__name__}: {error}".split())[:120]
 
 
-def save_checkpoint(path, model, tokenizer):
-    """One file with config, backbone, weights and tokenizer: all that fine-tuning needs."""
+def save_checkpoint(path, model, tokenizer, **more):
+    """One file with config, backbone, weights and tokenizer: all that fine-tuning needs. more: kept beside them."""
     proto = torch.frombuffer(bytearray(tokenizer.proto), dtype=torch.uint8)
     save_tensors(path, {"config": asdict(model.encoder.config), "backbone": list(model.encoder.backbone),
-                        "state": model.state_dict(), "tokenizer": proto})
+                        "state": model.state_dict(), "tokenizer": proto, **more})
 
 
 def load_checkpoint(path, device="cpu"):
     """(Pretraining, Tokenizer) of a file that save_checkpoint wrote."""
-    content = load_tensors(path, device)
+    return from_content(load_tensors(path, device), path, device)
+
+
+def from_content(content, path, device="cpu"):
+    """(Pretraining, Tokenizer) from what stands in the checkpoint `path`; UserError if that is not a model."""
     try:
         known = {f.name for f in fields(ModelConfig)}
         config = ModelConfig(**{key: value for key, value in content["config"].items() if key in known})
@@ -868,57 +881,250 @@ def draw(args):
     print(f"wrote {args.out}")
 
 
-def starting_point(args, seed):
-    """(model, tokenizer) that pre-training begins from: random weights and a new tokenizer, or those of --init."""
-    how = {"fast": args.fast, "checkpointing": args.checkpointing}
-    if args.init:
-        loaded, tokenizer = load_checkpoint(args.init)
-        config, size = loaded.encoder.config, SIZES[args.size]
+# ---- Pre-training from the command line ----
+
+# What `pretrain` takes where nothing else is given; steps, batch, .. are those of the size
+USUAL = {"backbone": "autobert-zero", "size": "toy", "init": None, "fast": "auto", "checkpointing": False,
+         "precision": "auto", "out": "model.pt", "overwrite": False}
+COLUMNS = ("step", "lr", "loss", "mlm", "nsp", "nsp_accuracy", "held_mlm", "held_nsp_accuracy", "tokens_per_s",
+           "seconds")
+OF_MACHINE = ("device", "compile")  # may differ in a resumed run
+
+
+def join():
+    """(rank, processes): those that torchrun gave this process, which then has joined the others; else (0, 1)."""
+    if not distributed.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
+        return 0, 1
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=timedelta(days=1))  # the others wait while one reads the corpus
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def in_turn(work, rank, processes):
+    """work() of this process, that of rank 0 first; where it fails there, the others end and leave it to say why."""
+    failed = torch.ones(())
+    try:
+        if rank == 0:
+            result = work()
+            failed.zero_()
+    finally:
+        if processes > 1:
+            distributed.broadcast(failed, 0)
+    if rank:
+        if failed:
+            sys.exit()
+        result = work()
+    return result
+
+
+def open_corpus(paths, vocab, seed):
+    """(documents, tokenizer) of corpus files, the tokenizer a new one of `vocab` pieces."""
+    tokenizer = data.Tokenizer.train(paths, vocab, seed)
+    return data.load_corpus(paths, tokenizer), tokenizer
+
+
+def starting_point(asked, seed):
+    """(model, tokenizer, documents) to begin with: random weights and a new tokenizer, or those of --init."""
+    how, size = {"fast": asked["fast"], "checkpointing": asked["checkpointing"]}, SIZES[asked["size"]]
+    if asked["init"]:
+        loaded, tokenizer = load_checkpoint(asked["init"])
+        config = loaded.encoder.config
         if (config.layers, config.hidden) != (size.layers, size.hidden):
-            raise UserError(f"--init {args.init!r}: {config.layers} layers of {config.hidden}; "
-                            f"size {args.size} has {size.layers} of {size.hidden}")
+            raise UserError(f"--init {asked['init']!r}: {config.layers} layers of {config.hidden}; "
+                            f"size {asked['size']} has {size.layers} of {size.hidden}")
         model = Pretraining(replace(config, **how), loaded.encoder.backbone)
         model.load_state_dict(loaded.state_dict())
-        return model, tokenizer
-    tokenizer = data.Tokenizer.train(args.corpus, getattr(args, "vocab", SIZES[args.size].vocab), seed)
-    config = replace(SIZES[args.size], vocab=tokenizer.vocab_size, **how)
+        return model, tokenizer, data.load_corpus(asked["corpus"], tokenizer)
+    backbone = load_backbone(asked["backbone"], size.layers)
+    documents, tokenizer = open_corpus(asked["corpus"], asked.get("vocab", size.vocab), seed)
     with seeded(seed):
-        return Pretraining(config, load_backbone(args.backbone, config.layers)), tokenizer
+        return Pretraining(replace(size, vocab=tokenizer.vocab_size, **how), backbone), tokenizer, documents
+
+
+def resolve(asked, device):
+    """All that a new run goes by, as one flat dict; UserError if its sizes or its files are not to be had."""
+    given = {f.name: asked[f.name] for f in fields(PretrainSettings) if f.name in asked}
+    if given["precision"] == "auto":
+        given["precision"] = "bf16" if device.type == "cuda" else "fp32"
+    s, size, out = replace(PRETRAIN[asked["size"]], **given), SIZES[asked["size"]], asked["out"]
+    if Path(out).suffix in (".tsv", ".svg"):
+        raise UserError(f"--out {out!r}: the records beside the checkpoint have this ending; expected another")
+    for path in (out, Path(out).with_suffix(".tsv"), Path(out).with_suffix(".svg")) if out else ():
+        if os.path.exists(path) and not asked["overwrite"]:
+            raise UserError(f"--out {out!r}: {str(path)!r} exists; give another or --overwrite")
+    if s.n > size.positions:
+        raise UserError(f"--n {s.n}: size {asked['size']} has {size.positions} positions")
+    if not out or not os.access(os.path.dirname(out) or ".", os.W_OK):
+        raise UserError(f"--out {out!r}: its folder is not there, or not writable")
+    if s.batch % s.accumulate:
+        raise UserError(f"--accumulate {s.accumulate} does not divide --batch {s.batch}")
+    return {**asdict(s), "size": asked["size"], "name": asked["init"] or asked["backbone"],
+            "corpus": [os.path.abspath(path) for path in asked["corpus"]],
+            "eval_every": asked.get("eval_every", max(1, s.steps // 20)),
+            "save_every": asked.get("save_every", max(1, s.steps // 10))}
+
+
+def resumed(path, given):
+    """(model, tokenizer, documents, options, state) of the unfinished run whose checkpoint `path` is."""
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
+        raise UserError(f"--resume {path!r} goes on with the settings stored there; {flags} cannot be given with it")
+    content = load_tensors(path)
+    model, tokenizer = from_content(content, path)
+    if not {"run", "training"} <= content.keys():
+        raise UserError(f"--resume {path!r}: a finished model; nothing to resume")
+    return model, tokenizer, data.load_corpus(content["run"]["corpus"], tokenizer), content["run"], content["training"]
+
+
+def check_space(path, model):
+    """UserError unless the folder of `path` takes a checkpoint and the next one: weights and Adam's two moments."""
+    need = 2 * 3 * sum(p.numel() * p.element_size() for p in model.parameters())
+    free = shutil.disk_usage(os.path.dirname(path) or ".").free
+    free += os.path.getsize(path) if os.path.exists(path) else 0
+    if free < need:
+        raise UserError(f"{path}: its folder has {free / 1e6:,.0f} MB left; "
+                        f"the checkpoint and its replacement take {need / 1e6:,.0f} MB")
+
+
+def prepare(args, processes):
+    """The Run that the command line asks for: a new one, or with --resume the one that stopped."""
+    given = {key: value for key, value in vars(args).items() if key not in ("command", "run", *OF_MACHINE, "resume")}
+    device = find_device(args.device)
+    if processes > 1 and device.type == "cuda":
+        device = find_device(f"cuda:{os.environ['LOCAL_RANK']}")
+    if args.resume:
+        model, tokenizer, documents, options, state = resumed(args.resume, given)
+        out = args.resume
+    else:
+        asked = USUAL | given
+        options, out, state = resolve(asked, device), asked["out"], None
+        model, tokenizer, documents = starting_point(asked, options["seed"])
+    s = PretrainSettings(**{f.name: options[f.name] for f in fields(PretrainSettings)})
+    if s.batch < s.accumulate * processes:
+        raise UserError(f"--batch {s.batch}: fewer rows than {processes} processes with --accumulate {s.accumulate}")
+    check_space(out, model)
+    config = model.encoder.config
+    few_threads(config)
+    learnt, held = data.split_held_out(documents)
+    batches = data.PretrainingData(learnt, s.n, s.batch, config.vocab, s.seed)
+    held_out = data.PretrainingData(held, s.n, min(s.batch, 64), config.vocab, s.seed)
+    corpus = {"tokens": sum(len(sentence) for document in documents for sentence in document),
+              "steps_per_epoch": batches.steps_per_epoch}
+    if state and any(options[key] != value for key, value in corpus.items()):
+        raise UserError(f"--resume {out!r}: the corpus has changed, {options['tokens']:,} tokens in "
+                        f"{options['steps_per_epoch']:,} batches before, {corpus['tokens']:,} in "
+                        f"{corpus['steps_per_epoch']:,} now ({', '.join(options['corpus'])})")
+    options |= corpus | {"model": asdict(config), "backbone": list(model.encoder.backbone), "device": str(device),
+                         "processes": processes}
+    return Run(out, options, s, model.to(device), tokenizer, batches, held_out, device, state)
+
+
+class Run:
+    """One pre-training and its files: the checkpoint `out` and, beside it, its records (.tsv) and curve (.svg).
+
+    options: what it goes by, printed and kept in every checkpoint. state: of the checkpoint to go on from, or None.
+    """
+
+    def __init__(self, out, options, settings, model, tokenizer, batches, held_out, device, state):
+        self.out, self.options, self.settings, self.device = out, options, settings, device
+        self.model, self.tokenizer, self.batches, self.held_out = model, tokenizer, batches, held_out
+        self.optimizer = make_optimizer(model, settings.lr, settings.weight_decay, (0.9, settings.beta2))
+        if state:
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.first, self.before = (state["step"], state["seconds"]) if state else (0, 0.0)
+        self.saved, self.table = self.first, Path(out).with_suffix(".tsv")
+        self.log_every = max(1, settings.steps // 100)
+
+    def begin(self):
+        """Print what it goes by, and begin its records or cut off those behind the checkpoint."""
+        print(json.dumps(self.options), flush=True)
+        rows = self.rows() if self.first else []
+        data.write_beside(self.table, "\t".join(COLUMNS) + "\n" + "".join(
+            "\t".join(row.values()) + "\n" for row in rows if int(row["step"]) <= self.first))
+        self.start, self.seen = time.time(), (self.first, time.time())
+
+    def rows(self):
+        """The records so far, each a dict of str; a row that was cut short in the writing is left out."""
+        lines = self.table.read_text(encoding="utf-8").splitlines() if self.table.exists() else []
+        rows = [dict(zip(COLUMNS, line.split("\t"))) for line in lines]
+        return [row for row in rows if len(row) == len(COLUMNS) and row["step"].isdigit()]
+
+    def due(self, step):
+        """Whether `report` has something to do behind a step; always behind the first."""
+        every = self.log_every, self.options["eval_every"], self.options["save_every"]
+        return step == 0 or any((step + 1) % k == 0 for k in every)
+
+    def report(self, step, lr, parts):
+        """Behind a step: a line and a row of progress, held-out loss, checkpoint, as they are due; all at the end."""
+        done, now, s = step + 1, time.time(), self.settings
+        if done % self.log_every == 0 or done % self.options["eval_every"] == 0 or done in (1, s.steps):
+            rate = (done - self.seen[0]) * s.batch * s.n / max(1e-6, now - self.seen[1])
+            left = (s.steps - done) * (now - self.start) / (done - self.first)
+            row = {"lr": lr, "loss": parts["mlm"] + parts["nsp"], **parts, "tokens_per_s": rate}
+            print(f"step={done}/{s.steps} loss={row['loss']:.3f} mlm={parts['mlm']:.3f} nsp={parts['nsp']:.3f} "
+                  f"lr={lr:.2e} tokens/s={rate:.0f} left={span(left)}", flush=True)
+            if done % self.options["eval_every"] == 0 or done == s.steps:
+                row |= {f"held_{key}": value for key, value in self.evaluate().items()}
+            row["seconds"] = self.before + time.time() - self.start
+            with open(self.table, "a", encoding="utf-8") as file:
+                values = [f"{row[key]:.7g}" if key in row else "" for key in COLUMNS[1:]]
+                file.write("\t".join([str(done), *values]) + "\n")
+        if done % self.options["save_every"] == 0 or done == s.steps:
+            self.save(done)
+        self.seen = done, time.time()
+
+    def evaluate(self):
+        """held_out_loss over 20 batches, or as many as the held-out documents fill."""
+        found = held_out_loss(self.model, self.held_out, min(20, self.held_out.steps_per_epoch), self.device)
+        self.model.train()
+        print("held-out " + " ".join(f"{key}={value:.4f}" for key, value in found.items()), flush=True)
+        return found
+
+    def save(self, done):
+        """Write the checkpoint, until the end with all that --resume needs, and the curve."""
+        state = {"step": done, "seconds": self.before + time.time() - self.start,
+                 "optimizer": self.optimizer.state_dict()}
+        more = {} if done == self.settings.steps else {"training": state}
+        save_checkpoint(self.out, self.model, self.tokenizer, run=self.options, **more)
+        self.saved, rows = done, self.rows()
+        series = {name: zip(*[(int(row["step"]), float(row[key])) for row in rows if row[key]])
+                  for name, key in (("training MLM", "mlm"), ("held-out MLM", "held_mlm"))}
+        data.write_beside(self.table.with_suffix(".svg"), chart(
+            f"Pre-training: {self.options['name']}, {self.options['size']}", "step", "nats", series))
+
+
+def span(seconds):
+    """A time in words. Example: 192 -> "3m12s"; 7260 -> "2h01m"; 8 -> "8s" """
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"
 
 
 def train(args):
-    """Pre-train one backbone on a corpus and write its checkpoint."""
-    device = find_device(args.device)
-    given = {key: value for key, value in vars(args).items() if key in ("steps", "batch", "n", "lr", "seed")}
-    settings = replace(PRETRAIN[args.size], **given)
-    if os.path.exists(args.out) and not args.overwrite:
-        raise UserError(f"--out {args.out!r} exists; give another or --overwrite")
-    if settings.n > SIZES[args.size].positions:
-        raise UserError(f"--n {settings.n}: size {args.size} has {SIZES[args.size].positions} positions")
-    if not args.out or not os.access(os.path.dirname(args.out) or ".", os.W_OK):
-        raise UserError(f"--out {args.out!r}: its folder is not there, or not writable")
-    model, tokenizer = starting_point(args, settings.seed)
-    config = model.encoder.config
-    few_threads(config)
-    batches, held_out = (
-        data.PretrainingData(documents, settings.n, settings.batch, config.vocab, settings.seed)
-        for documents in data.split_held_out(data.load_corpus(args.corpus, tokenizer)))
-    print(json.dumps({**asdict(settings), "model": asdict(config), "backbone": model.encoder.backbone,
-                      "init": args.init, "device": str(device)}))
-    start = time.time()
-
-    def log(step, lr, parts):
-        rate = (step + 1) * settings.batch * settings.n / (time.time() - start)
-        losses = f"mlm={parts['mlm']:.3f} nsp={parts['nsp']:.3f}"
-        print(f"step={step + 1} lr={lr:.2e} {losses} tokens/s={rate:.0f}", flush=True)
-
+    """Pre-train one backbone on a corpus, or go on with it; under torchrun all processes together."""
+    rank, processes = join()
+    run = in_turn(lambda: prepare(args, processes), rank, processes)
+    if args.compile:
+        run.model.compile()
+    model = DistributedDataParallel(run.model) if processes > 1 else run.model
+    if rank == 0:
+        run.begin()
     try:
-        pretrain(model, batches, settings, device, log)
+        pretrain(model, run.batches, run.settings, run.device, None if rank else run.report, due=run.due,
+                 optimizer=run.optimizer, first=run.first, share=(rank, processes))
     except Diverged as error:
-        raise UserError(f"{error}, with --lr {settings.lr}; nothing was written, a smaller one may help") from None
-    print("held-out " + " ".join(f"{k}={v:.4f}" for k, v in held_out_loss(model, held_out, 20, device).items()))
-    save_checkpoint(args.out, model, tokenizer)
-    print(f"wrote {args.out}")
+        if rank:  # the first one says it
+            sys.exit()
+        last = f"the last good checkpoint is {run.out!r}, of step {run.saved}"
+        raise UserError(f"{error} of {run.settings.steps}, with --lr {run.settings.lr}, a smaller one may help; "
+                        f"{last if run.saved else 'no checkpoint was written'}") from None
+    except torch.OutOfMemoryError:
+        raise UserError(f"out of memory on {run.device} with --batch {run.settings.batch} and --accumulate "
+                        f"{run.settings.accumulate}; a larger --accumulate or --checkpointing takes less") from None
+    if rank == 0:
+        print(f"wrote {run.out}")
+    if processes > 1:
+        distributed.destroy_process_group()
 
 
 def main(argv=None):
@@ -943,24 +1149,33 @@ def main(argv=None):
     four.add_argument("--backbone", default="autobert-zero", help="a name or a backbone file")
     four.add_argument("--out", default="backbone.svg")
     four.set_defaults(run=draw)
-    two = commands.add_parser("pretrain", help="MLM + NSP pre-training; writes a checkpoint")
-    two.add_argument("--corpus", nargs="+", required=True,
-                     help="text, .gz or .xz: a sentence a line, blank line between documents")
-    two.add_argument("--backbone", default="autobert-zero", help="a name or a backbone file")
-    two.add_argument("--size", choices=SIZES, default="toy", help="of the model")
-    two.add_argument("--vocab", type=data.number(int, 1, 10**7), default=argparse.SUPPRESS,
+    two = commands.add_parser("pretrain", help="MLM + NSP pre-training; writes a checkpoint, its records and curve",
+                              argument_default=argparse.SUPPRESS)  # so that --resume sees what was given
+    what = two.add_mutually_exclusive_group(required=True)
+    what.add_argument("--corpus", nargs="+", help="text, .gz or .xz: a sentence a line, blank line between documents")
+    what.add_argument("--resume", default=None, help="checkpoint of a run that stopped, to go on")
+    two.add_argument("--backbone", help=f"a name or a backbone file; default: {USUAL['backbone']}")
+    two.add_argument("--size", choices=SIZES, help=f"of the model; default: {USUAL['size']}")
+    two.add_argument("--vocab", type=data.number(int, 1, 10**7),
                      help="sentencepiece vocabulary; default: toy 600, else 30,000")
-    for name, least in (("steps", 1), ("batch", 1), ("n", 5), ("lr", 0), ("seed", 0)):
+    for name, least in (("steps", 1), ("batch", 1), ("n", 5), ("lr", 0), ("seed", 0), ("accumulate", 1)):
         kind = data.number(float if name == "lr" else int, least, data.SEEDS)
         usual = ", ".join(f"{size} {getattr(preset, name):,}" for size, preset in PRETRAIN.items())
-        two.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, help=f"default: {usual}")
+        more = "pieces a process takes a batch in, to save memory; " if name == "accumulate" else ""
+        two.add_argument(f"--{name}", type=kind, help=f"{more}default: {usual}")
+    for name, what, share in (("save", "the checkpoint and curve are written", 10), ("eval", "held-out loss", 20)):
+        two.add_argument(f"--{name}-every", type=data.number(int, 1, data.SEEDS),
+                         help=f"steps after which {what}; default: a {share}th of all")
+    two.add_argument("--precision", choices=("auto", "fp32", "medium", "bf16"),
+                     help="default: auto, bf16 (autocast) on CUDA and fp32 on a CPU; medium: fp32, products may be bf16")
     two.add_argument("--init", help="checkpoint to start from with its backbone and tokenizer (see supernet.py --run)")
-    two.add_argument("--fast", choices=("auto", "always", "never"), default="auto",
-                     help="fused attention and conv1d: where measured faster, always, or the plain definitions")
+    two.add_argument("--fast", choices=("auto", "always", "never"),
+                     help="fused attention and conv1d: where measured faster (auto), always, or the plain definitions")
     two.add_argument("--checkpointing", action="store_true", help="less memory, more time: keep only layers' inputs")
     two.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    two.add_argument("--out", default="model.pt", help="the checkpoint")
-    two.add_argument("--overwrite", action="store_true", help="replace the file in --out")
+    two.add_argument("--compile", action="store_true", default=False, help="torch.compile")
+    two.add_argument("--out", help=f"the checkpoint; default: {USUAL['out']}")
+    two.add_argument("--overwrite", action="store_true", help="replace the files of --out")
     two.set_defaults(run=train)
     args = parser.parse_args(argv)
     args.run(args)
