@@ -399,7 +399,7 @@ def init_weights(module, std):
 @contextlib.contextmanager
 def seeded(seed):
     """torch's generators start from `seed` inside, and are as before after."""
-    # the others' devices are theirs: only to ask one for its state would take memory there
+    # subtle: of this GPU only; to ask all for their states takes memory on each, for every process under torchrun
     with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         torch.manual_seed(seed)
         yield
@@ -513,7 +513,8 @@ def ahead(make, steps, device):
     if torch.device(device).type == "cpu":
         yield from ((step, make(step)) for step in steps)
         return
-    with ThreadPoolExecutor(1) as thread:
+    own = torch.device(device).index is not None  # subtle: a new thread starts on GPU 0, and would take memory there
+    with ThreadPoolExecutor(1, initializer=lambda: own and torch.cuda.set_device(device)) as thread:
         coming = deque()
         for step in steps:
             coming.append((step, thread.submit(make, step)))
@@ -1101,7 +1102,10 @@ def span(seconds):
 
 
 def train(args):
-    """Pre-train one backbone on a corpus, or go on with it; under torchrun all processes together."""
+    """Pre-train one backbone on a corpus, or go on with it; all processes together under
+
+        torchrun --standalone --nproc-per-node 8 -- autobert.py pretrain ...    # without "--" --n would be torchrun's
+    """
     rank, processes = join()
     run = in_turn(lambda: prepare(args, processes), rank, processes)
     if args.compile:
@@ -1121,6 +1125,10 @@ def train(args):
     except torch.OutOfMemoryError:
         raise UserError(f"out of memory on {run.device} with --batch {run.settings.batch} and --accumulate "
                         f"{run.settings.accumulate}; a larger --accumulate or --checkpointing takes less") from None
+    except RuntimeError as error:  # what gloo raises where the first process has ended: that one said why
+        if not rank or "by peer" not in str(error):
+            raise
+        sys.exit()
     if rank == 0:
         print(f"wrote {run.out}")
     if processes > 1:
@@ -1167,7 +1175,7 @@ def main(argv=None):
         two.add_argument(f"--{name}-every", type=data.number(int, 1, data.SEEDS),
                          help=f"steps after which {what}; default: a {share}th of all")
     two.add_argument("--precision", choices=("auto", "fp32", "medium", "bf16"),
-                     help="default: auto, bf16 (autocast) on CUDA and fp32 on a CPU; medium: fp32, products may be bf16")
+                     help="default: auto, bf16 (autocast) on CUDA and fp32 on CPU; medium: fp32, products may be bf16")
     two.add_argument("--init", help="checkpoint to start from with its backbone and tokenizer (see supernet.py --run)")
     two.add_argument("--fast", choices=("auto", "always", "never"),
                      help="fused attention and conv1d: where measured faster (auto), always, or the plain definitions")

@@ -1751,6 +1751,20 @@ def test_two_processes_learn_as_one_and_either_goes_on_for_the_other(toy, tmp_pa
             assert [x for x in row if x is not None] == pytest.approx([x for x in right if x is not None], rel=1e-5)
 
 
+def test_an_error_in_the_middle_of_many_processes_is_one_line_too(toy, tmp_path):
+    """Here a disk that is full at the first checkpoint: the first process says so, the other only misses it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # a checkpoint has 80 kB
+    try:
+        how = ("--corpus", toy / "held-out.txt", *LONG_ENOUGH, "--save-every", 5)
+        result = pretraining(tmp_path, *how, processes=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result.returncode and "rank1" not in result.stderr
+    assert result.stderr.count("error: ") == result.stderr.count("error: model.pt: cannot be written") == 1
+    assert sorted(os.listdir(tmp_path)) == ["model.tsv", "smaller.py"]
+
+
 @pytest.mark.parametrize("arguments, says", [
     (["--corpus", "none.txt"], "error: none.txt: no such file; expected an ordinary file"),
     (["--corpus", "corpus.txt", "--batch", 2, "--accumulate", 2, "--vocab", 300],
@@ -1794,7 +1808,7 @@ def stop_after(save):
 def test_divergence_names_the_step_and_the_last_good_checkpoint(toy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     how = ["pretrain", "--corpus", str(toy / "held-out.txt"), *map(str, LONG_ENOUGH), "--steps", "30"]
-    with pytest.raises(UserError, match=r"a non-finite gradient in step \d+ of 30, with --lr 1000000000.0, .*no checkp"):
+    with pytest.raises(UserError, match=r"a non-finite gradient in step \d+ of 30, with --lr 1000000000.0, .*no check"):
         autobert.main([*how, "--lr", "1e9"])
     assert not Path("model.pt").exists()
     real = autobert.lr_at
@@ -1815,6 +1829,16 @@ def test_too_little_disk_is_said_before_training(toy, tmp_path, monkeypatch, cap
     with pytest.raises(UserError, match=r"model.pt: its folder has 1 MB left; .* take 5 MB"):
         autobert.main(["pretrain", "--corpus", str(toy / "held-out.txt"), "--vocab", "300", "--device", "cpu"])
     assert not list(tmp_path.iterdir()) and not capsys.readouterr().out
+
+
+def test_too_large_a_batch_for_the_device_is_one_clear_error(toy, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(autobert.Pretraining, "forward", full)
+    with pytest.raises(UserError, match="out of memory on cpu with --batch 16 and --accumulate 2; "):
+        autobert.main(["pretrain", "--corpus", str(toy / "held-out.txt"), "--vocab", "300", "--accumulate", "2",
+                       "--device", "cpu"])
 
 
 def test_files_beside_the_checkpoint_are_not_replaced_unasked(toy, tmp_path, monkeypatch):
