@@ -9,6 +9,9 @@ and the two pre-training tasks, masked language modelling (MLM) and next sentenc
 
     python autobert.py summary                      # parameters and FLOPs of the published backbones
     python autobert.py pretrain --corpus FILE ...   # MLM + NSP; writes a checkpoint for glue.py
+    python autobert.py pretrain --resume model.pt   # goes on where that run stopped
+    torchrun --standalone --nproc-per-node 8 -- autobert.py pretrain ...    # many devices; without the -- torchrun
+                                                                            # takes --n for an option of its own
 
 Read after ops.py and data.py; then supernet.py or glue.py.
 """
@@ -1102,10 +1105,7 @@ def span(seconds):
 
 
 def train(args):
-    """Pre-train one backbone on a corpus, or go on with it; all processes together under
-
-        torchrun --standalone --nproc-per-node 8 -- autobert.py pretrain ...    # without "--" --n would be torchrun's
-    """
+    """Pre-train one backbone on a corpus, or go on with it; under torchrun all processes together."""
     rank, processes = join()
     run = in_turn(lambda: prepare(args, processes), rank, processes)
     if args.compile:
