@@ -9,6 +9,9 @@ and the two pre-training tasks, masked language modelling (MLM) and next sentenc
 
     python autobert.py summary                      # parameters and FLOPs of the published backbones
     python autobert.py pretrain --corpus FILE ...   # MLM + NSP; writes a checkpoint for glue.py
+    python autobert.py pretrain --resume model.pt   # goes on where that run stopped
+    torchrun --standalone --nproc-per-node 8 -- autobert.py pretrain ...    # many devices; without the -- torchrun
+                                                                            # takes --n for an option of its own
 
 Read after ops.py and data.py; then supernet.py or glue.py.
 """
@@ -19,15 +22,22 @@ import json
 import math
 import os
 import pickle
+import shutil
 import sys
 import tempfile
 import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as distributed
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import data
@@ -74,7 +84,11 @@ SIZES = {
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """One pre-training run. warmup: share of the steps; n: tokens a sequence; weight decay, clipping: BERT's."""
+    """One pre-training run. warmup: share of the steps; n: tokens a sequence; weight decay, clipping: BERT's.
+
+    accumulate: pieces that a process works through a batch in, one after another; they cost time and save memory.
+    precision: "fp32" exact; "medium" fp32 whose products may round to bf16; "bf16" by autocast.
+    """
     steps: int = 2000
     batch: int = 16
     n: int = 40
@@ -84,6 +98,8 @@ class PretrainSettings:
     weight_decay: float = 0.01
     clip: float = 1.0
     seed: int = 0
+    accumulate: int = 1
+    precision: str = "fp32"
 
 
 # Table 6. CHOICE: BERT's million steps; the paper trains 40 epochs, whatever that is in steps for the corpus at hand
@@ -363,13 +379,19 @@ class Pretraining(nn.Module):
         return F.linear(x, self.encoder.tokens.weight, self.bias)
 
     def forward(self, batch):
-        """batch: data.PretrainingData's tensors. Loss = mean MLM over the masked + mean NSP (BERT)."""
+        """batch: data.PretrainingData's tensors. Loss = mean MLM over the masked + mean NSP (BERT).
+
+        A piece from `cut` has "shares": what its two means count in the whole batch's, so that pieces add up.
+        """
+        of_masked, of_rows = batch.get("shares", (1.0, 1.0))
         hidden = self.encoder(batch["ids"], batch["segments"], batch["mask"])  # (B, n, d)
         masked = hidden.flatten(0, 1)[batch["positions"]]  # (M, d)
-        mlm = F.cross_entropy(self.mlm_logits(masked), batch["targets"])
+        # subtle: the mean over no masked token, as a piece may have, would be nan
+        mlm = F.cross_entropy(self.mlm_logits(masked), batch["targets"], reduction="sum") / max(1, len(masked))
+        mlm = of_masked * mlm
         next_logits = self.next(self.encoder.pool(hidden))  # (B, 2)
-        nsp = F.cross_entropy(next_logits, batch["next"])
-        correct = (next_logits.argmax(-1) == batch["next"]).float().mean()
+        nsp = of_rows * F.cross_entropy(next_logits, batch["next"])
+        correct = of_rows * (next_logits.argmax(-1) == batch["next"]).float().mean()
         return mlm + nsp, {"mlm": mlm.detach(), "nsp": nsp.detach(), "nsp_accuracy": correct}
 
 
@@ -387,7 +409,8 @@ def init_weights(module, std):
 @contextlib.contextmanager
 def seeded(seed):
     """torch's generators start from `seed` inside, and are as before after."""
-    with torch.random.fork_rng():
+    # subtle: of this GPU only; to ask all for their states takes memory on each, for every process under torchrun
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         torch.manual_seed(seed)
         yield
 
@@ -462,6 +485,8 @@ def find_device(name="auto"):
             raise RuntimeError("unknown")
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
         return device
     except (RuntimeError, AssertionError) as error:
         why = str(error).splitlines()[0]
@@ -476,40 +501,107 @@ def few_threads(config):
 
 def to_device(batch, device):
     """A dict of numpy arrays as tensors on the device."""
-    return {key: torch.from_numpy(array).to(device, non_blocking=True) for key, array in batch.items()}
+    pin = torch.device(device).type == "cuda"  # only from pinned memory does a copy not wait
+    tensors = {key: torch.from_numpy(array) for key, array in batch.items()}
+    return {key: (x.pin_memory() if pin else x).to(device, non_blocking=True) for key, x in tensors.items()}
 
 
-def pretrain(model, batches, settings, device, log=None, offset=0):
-    """Train in place for settings.steps on batches.batch(offset + step); Diverged on a non-finite gradient.
+def cut(batch, piece, pieces):
+    """Piece number `piece` of a batch cut into `pieces` by rows, as even as they go; losses of the pieces add up."""
+    if pieces == 1:
+        return batch
+    (B, n), masked = batch["ids"].shape, len(batch["positions"])
+    start, end = piece * B // pieces, (piece + 1) * B // pieces
+    inside = (batch["positions"] >= start * n) & (batch["positions"] < end * n)
+    return {key: batch[key][start:end] for key in ("ids", "segments", "mask", "next")} | {
+        "positions": batch["positions"][inside] - start * n, "targets": batch["targets"][inside],
+        "shares": np.array([inside.sum() / max(1, masked), (end - start) / B], np.float32)}
 
-    log(step, lr, parts), if given, is called about a hundred times.
+
+def ahead(make, steps, device):
+    """(step, make(step)) of every step; for a GPU a thread makes the next two while it works on this one."""
+    if torch.device(device).type == "cpu":
+        yield from ((step, make(step)) for step in steps)
+        return
+    own = torch.device(device).index is not None  # subtle: a new thread starts on GPU 0, and would take memory there
+    with ThreadPoolExecutor(1, initializer=lambda: own and torch.cuda.set_device(device)) as thread:
+        coming = deque()
+        for step in steps:
+            coming.append((step, thread.submit(make, step)))
+            if len(coming) > 2:
+                step, batch = coming.popleft()
+                yield step, batch.result()
+        for step, batch in coming:
+            yield step, batch.result()
+
+
+@contextlib.contextmanager
+def matmul_precision(precision):
+    """fp32 products inside are exact, or of torch's "medium" precision; as before after."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if precision == "medium" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def pretrain(model, batches, settings, device, log=None, offset=0, due=None, optimizer=None, first=0, share=(0, 1)):
+    """Train in place on batches.batch(offset + step) for step = first .. settings.steps - 1.
+
+    Where due(step) is true (else: about a hundred times) and at the end comes log(step, lr, parts), and before it
+    Diverged if a gradient was not finite since. optimizer: as it was after step first - 1, else a new one.
+    share: (rank, processes) where `model` is a DistributedDataParallel that learns from one piece of every batch.
     """
+    (rank, processes), kind = share, torch.device(device).type
     model.train().to(device)
-    optimizer = make_optimizer(model, settings.lr, settings.weight_decay, (0.9, settings.beta2))
+    optimizer = optimizer or make_optimizer(model, settings.lr, settings.weight_decay, (0.9, settings.beta2))
     every = max(1, settings.steps // 100)
-    finite = torch.ones((), dtype=torch.bool, device=device)
-    with seeded(settings.seed):
-        for step in range(settings.steps):
-            # 1. the learning rate of this step
+    due = due or (lambda step: step % every == 0)
+    good = torch.tensor(first, device=device)  # steps before the first gradient that is not finite
+
+    def pieces(step):
+        whole, k = batches.batch(offset + step), settings.accumulate
+        return [to_device(cut(whole, rank * k + i, processes * k), device) for i in range(k)]
+
+    with seeded(settings.seed), matmul_precision(settings.precision):
+        for step, batch in ahead(pieces, range(first, settings.steps), device):
+            # 1. the learning rate and the random numbers of this step: functions of it alone, so any step can resume
             lr = lr_at(step, settings.steps, settings.lr, settings.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            # 2. the batch, a function of the step alone
-            batch = to_device(batches.batch(offset + step), device)
-            # 3. forward, backward
-            loss, parts = model(batch)
-            loss.backward()
-            # 4. clip the gradient and step
-            finite &= torch.isfinite(nn.utils.clip_grad_norm_(model.parameters(), settings.clip))
+            mixed = np.random.SeedSequence([settings.seed % 2**32, offset + step, rank]).generate_state(1, np.uint64)
+            torch.manual_seed(int(mixed[0]))
+            # 2. forward, backward; gradients of the pieces add up, those of processes are averaged behind the last
+            found = []
+            for piece in batch:
+                alone = processes > 1 and len(found) < len(batch) - 1
+                with model.no_sync() if alone else contextlib.nullcontext():
+                    with torch.autocast(kind, torch.bfloat16, enabled=settings.precision == "bf16"):
+                        loss, parts = model(piece)
+                    (loss * processes).backward()
+                found.append(parts)
+            # 3. clip the gradient and step
+            norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+            good += torch.isfinite(norm) & (good == step)
             optimizer.step()
             optimizer.zero_grad()
-            # 5. report; only here does the host wait for the device
-            if step % every == 0 or step == settings.steps - 1:
-                if not finite:
-                    raise Diverged(f"a non-finite gradient at or before step {step}")
+            # 4. report; only here does the host wait for the device
+            if due(step) or step == settings.steps - 1:
+                if good.item() <= step:
+                    raise Diverged(f"a non-finite gradient in step {good.item() + 1}")
+                parts = whole_of(found, processes)
                 if log:
-                    log(step, lr, {key: value.item() for key, value in parts.items()})
+                    log(step, lr, parts)
     return model
+
+
+def whole_of(found, processes):
+    """{name: float} of a batch from the parts of its pieces, in this process and in all others."""
+    values = torch.stack([sum(parts[key] for parts in found) for key in found[0]])
+    if processes > 1:
+        distributed.all_reduce(values)
+    return dict(zip(found[0], values.tolist()))
 
 
 @torch.no_grad()
@@ -546,16 +638,20 @@ def _brief(error):
     return " ".join(f"{type(error).__name__}: {error}".split())[:120]
 
 
-def save_checkpoint(path, model, tokenizer):
-    """One file with config, backbone, weights and tokenizer: all that fine-tuning needs."""
+def save_checkpoint(path, model, tokenizer, **more):
+    """One file with config, backbone, weights and tokenizer: all that fine-tuning needs. more: kept beside them."""
     proto = torch.frombuffer(bytearray(tokenizer.proto), dtype=torch.uint8)
     save_tensors(path, {"config": asdict(model.encoder.config), "backbone": list(model.encoder.backbone),
-                        "state": model.state_dict(), "tokenizer": proto})
+                        "state": model.state_dict(), "tokenizer": proto, **more})
 
 
 def load_checkpoint(path, device="cpu"):
     """(Pretraining, Tokenizer) of a file that save_checkpoint wrote."""
-    content = load_tensors(path, device)
+    return from_content(load_tensors(path, device), path, device)
+
+
+def from_content(content, path, device="cpu"):
+    """(Pretraining, Tokenizer) from what stands in the checkpoint `path`; UserError if that is not a model."""
     try:
         known = {f.name for f in fields(ModelConfig)}
         config = ModelConfig(**{key: value for key, value in content["config"].items() if key in known})
@@ -796,57 +892,254 @@ def draw(args):
     print(f"wrote {args.out}")
 
 
-def starting_point(args, seed):
-    """(model, tokenizer) that pre-training begins from: random weights and a new tokenizer, or those of --init."""
-    how = {"fast": args.fast, "checkpointing": args.checkpointing}
-    if args.init:
-        loaded, tokenizer = load_checkpoint(args.init)
-        config, size = loaded.encoder.config, SIZES[args.size]
+# ---- Pre-training from the command line ----
+
+# What `pretrain` takes where nothing else is given; steps, batch, .. are those of the size
+USUAL = {"backbone": "autobert-zero", "size": "toy", "init": None, "fast": "auto", "checkpointing": False,
+         "precision": "auto", "out": "model.pt", "overwrite": False}
+COLUMNS = ("step", "lr", "loss", "mlm", "nsp", "nsp_accuracy", "held_mlm", "held_nsp_accuracy", "tokens_per_s",
+           "seconds")
+OF_MACHINE = ("device", "compile")  # may differ in a resumed run
+
+
+def join():
+    """(rank, processes): those that torchrun gave this process, which then has joined the others; else (0, 1)."""
+    if not distributed.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
+        return 0, 1
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=timedelta(days=1))  # the others wait while one reads the corpus
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def in_turn(work, rank, processes):
+    """work() of this process, that of rank 0 first; where it fails there, the others end and leave it to say why."""
+    failed = torch.ones(())
+    try:
+        if rank == 0:
+            result = work()
+            failed.zero_()
+    finally:
+        if processes > 1:
+            distributed.broadcast(failed, 0)
+    if rank:
+        if failed:
+            sys.exit()
+        result = work()
+    return result
+
+
+def open_corpus(paths, vocab, seed):
+    """(documents, tokenizer) of corpus files, the tokenizer a new one of `vocab` pieces."""
+    tokenizer = data.Tokenizer.train(paths, vocab, seed)
+    return data.load_corpus(paths, tokenizer), tokenizer
+
+
+def starting_point(asked, seed):
+    """(model, tokenizer, documents) to begin with: random weights and a new tokenizer, or those of --init."""
+    how, size = {"fast": asked["fast"], "checkpointing": asked["checkpointing"]}, SIZES[asked["size"]]
+    if asked["init"]:
+        loaded, tokenizer = load_checkpoint(asked["init"])
+        config = loaded.encoder.config
         if (config.layers, config.hidden) != (size.layers, size.hidden):
-            raise UserError(f"--init {args.init!r}: {config.layers} layers of {config.hidden}; "
-                            f"size {args.size} has {size.layers} of {size.hidden}")
+            raise UserError(f"--init {asked['init']!r}: {config.layers} layers of {config.hidden}; "
+                            f"size {asked['size']} has {size.layers} of {size.hidden}")
         model = Pretraining(replace(config, **how), loaded.encoder.backbone)
         model.load_state_dict(loaded.state_dict())
-        return model, tokenizer
-    tokenizer = data.Tokenizer.train(args.corpus, getattr(args, "vocab", SIZES[args.size].vocab), seed)
-    config = replace(SIZES[args.size], vocab=tokenizer.vocab_size, **how)
+        return model, tokenizer, data.load_corpus(asked["corpus"], tokenizer)
+    backbone = load_backbone(asked["backbone"], size.layers)
+    documents, tokenizer = open_corpus(asked["corpus"], asked.get("vocab", size.vocab), seed)
     with seeded(seed):
-        return Pretraining(config, load_backbone(args.backbone, config.layers)), tokenizer
+        return Pretraining(replace(size, vocab=tokenizer.vocab_size, **how), backbone), tokenizer, documents
+
+
+def resolve(asked, device):
+    """All that a new run goes by, as one flat dict; UserError if its sizes or its files are not to be had."""
+    given = {f.name: asked[f.name] for f in fields(PretrainSettings) if f.name in asked}
+    if given["precision"] == "auto":
+        given["precision"] = "bf16" if device.type == "cuda" else "fp32"
+    s, size, out = replace(PRETRAIN[asked["size"]], **given), SIZES[asked["size"]], asked["out"]
+    if Path(out).suffix in (".tsv", ".svg"):
+        raise UserError(f"--out {out!r}: the records beside the checkpoint have this ending; expected another")
+    for path in (out, Path(out).with_suffix(".tsv"), Path(out).with_suffix(".svg")) if out else ():
+        if os.path.exists(path) and not asked["overwrite"]:
+            raise UserError(f"--out {out!r}: {str(path)!r} exists; give another or --overwrite")
+    if s.n > size.positions:
+        raise UserError(f"--n {s.n}: size {asked['size']} has {size.positions} positions")
+    if not out or not os.access(os.path.dirname(out) or ".", os.W_OK):
+        raise UserError(f"--out {out!r}: its folder is not there, or not writable")
+    if s.batch % s.accumulate:
+        raise UserError(f"--accumulate {s.accumulate} does not divide --batch {s.batch}")
+    return {**asdict(s), "size": asked["size"], "name": asked["init"] or asked["backbone"],
+            "corpus": [os.path.abspath(path) for path in asked["corpus"]],
+            "eval_every": asked.get("eval_every", max(1, s.steps // 20)),
+            "save_every": asked.get("save_every", max(1, s.steps // 10))}
+
+
+def resumed(path, given):
+    """(model, tokenizer, documents, options, state) of the unfinished run whose checkpoint `path` is."""
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
+        raise UserError(f"--resume {path!r} goes on with the settings stored there; {flags} cannot be given with it")
+    content = load_tensors(path)
+    model, tokenizer = from_content(content, path)
+    if not {"run", "training"} <= content.keys():
+        raise UserError(f"--resume {path!r}: a finished model; nothing to resume")
+    return model, tokenizer, data.load_corpus(content["run"]["corpus"], tokenizer), content["run"], content["training"]
+
+
+def check_space(path, model):
+    """UserError unless the folder of `path` takes a checkpoint and the next one: weights and Adam's two moments."""
+    need = 2 * 3 * sum(p.numel() * p.element_size() for p in model.parameters())
+    free = shutil.disk_usage(os.path.dirname(path) or ".").free
+    free += os.path.getsize(path) if os.path.exists(path) else 0
+    if free < need:
+        raise UserError(f"{path}: its folder has {free / 1e6:,.0f} MB left; "
+                        f"the checkpoint and its replacement take {need / 1e6:,.0f} MB")
+
+
+def prepare(args, processes):
+    """The Run that the command line asks for: a new one, or with --resume the one that stopped."""
+    given = {key: value for key, value in vars(args).items() if key not in ("command", "run", *OF_MACHINE, "resume")}
+    device = find_device(args.device)
+    if processes > 1 and device.type == "cuda":
+        device = find_device(f"cuda:{os.environ['LOCAL_RANK']}")
+    if args.resume:
+        model, tokenizer, documents, options, state = resumed(args.resume, given)
+        out = args.resume
+    else:
+        asked = USUAL | given
+        options, out, state = resolve(asked, device), asked["out"], None
+        model, tokenizer, documents = starting_point(asked, options["seed"])
+    s = PretrainSettings(**{f.name: options[f.name] for f in fields(PretrainSettings)})
+    if s.batch < s.accumulate * processes:
+        raise UserError(f"--batch {s.batch}: fewer rows than {processes} processes with --accumulate {s.accumulate}")
+    check_space(out, model)
+    config = model.encoder.config
+    few_threads(config)
+    learnt, held = data.split_held_out(documents)
+    batches = data.PretrainingData(learnt, s.n, s.batch, config.vocab, s.seed)
+    held_out = data.PretrainingData(held, s.n, min(s.batch, 64), config.vocab, s.seed)
+    corpus = {"tokens": sum(len(sentence) for document in documents for sentence in document),
+              "steps_per_epoch": batches.steps_per_epoch}
+    if state and any(options[key] != value for key, value in corpus.items()):
+        raise UserError(f"--resume {out!r}: the corpus has changed, {options['tokens']:,} tokens in "
+                        f"{options['steps_per_epoch']:,} batches before, {corpus['tokens']:,} in "
+                        f"{corpus['steps_per_epoch']:,} now ({', '.join(options['corpus'])})")
+    options |= corpus | {"model": asdict(config), "backbone": list(model.encoder.backbone), "device": str(device),
+                         "processes": processes}
+    return Run(out, options, s, model.to(device), tokenizer, batches, held_out, device, state)
+
+
+class Run:
+    """One pre-training and its files: the checkpoint `out` and, beside it, its records (.tsv) and curve (.svg).
+
+    options: what it goes by, printed and kept in every checkpoint. state: of the checkpoint to go on from, or None.
+    """
+
+    def __init__(self, out, options, settings, model, tokenizer, batches, held_out, device, state):
+        self.out, self.options, self.settings, self.device = out, options, settings, device
+        self.model, self.tokenizer, self.batches, self.held_out = model, tokenizer, batches, held_out
+        self.optimizer = make_optimizer(model, settings.lr, settings.weight_decay, (0.9, settings.beta2))
+        if state:
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.first, self.before = (state["step"], state["seconds"]) if state else (0, 0.0)
+        self.saved, self.table = self.first, Path(out).with_suffix(".tsv")
+        self.log_every = max(1, settings.steps // 100)
+
+    def begin(self):
+        """Print what it goes by, and begin its records or cut off those behind the checkpoint."""
+        print(json.dumps(self.options), flush=True)
+        rows = self.rows() if self.first else []
+        data.write_beside(self.table, "\t".join(COLUMNS) + "\n" + "".join(
+            "\t".join(row.values()) + "\n" for row in rows if int(row["step"]) <= self.first))
+        self.start, self.seen = time.time(), (self.first, time.time())
+
+    def rows(self):
+        """The records so far, each a dict of str; a row that was cut short in the writing is left out."""
+        lines = self.table.read_text(encoding="utf-8").splitlines() if self.table.exists() else []
+        rows = [dict(zip(COLUMNS, line.split("\t"))) for line in lines]
+        return [row for row in rows if len(row) == len(COLUMNS) and row["step"].isdigit()]
+
+    def due(self, step):
+        """Whether `report` has something to do behind a step; always behind the first."""
+        every = self.log_every, self.options["eval_every"], self.options["save_every"]
+        return step == 0 or any((step + 1) % k == 0 for k in every)
+
+    def report(self, step, lr, parts):
+        """Behind a step: a line and a row of progress, held-out loss, checkpoint, as they are due; all at the end."""
+        done, now, s = step + 1, time.time(), self.settings
+        if done % self.log_every == 0 or done % self.options["eval_every"] == 0 or done in (1, s.steps):
+            rate = (done - self.seen[0]) * s.batch * s.n / max(1e-6, now - self.seen[1])
+            left = (s.steps - done) * (now - self.start) / (done - self.first)
+            row = {"lr": lr, "loss": parts["mlm"] + parts["nsp"], **parts, "tokens_per_s": rate}
+            print(f"step={done}/{s.steps} loss={row['loss']:.3f} mlm={parts['mlm']:.3f} nsp={parts['nsp']:.3f} "
+                  f"lr={lr:.2e} tokens/s={rate:.0f} left={span(left)}", flush=True)
+            if done % self.options["eval_every"] == 0 or done == s.steps:
+                row |= {f"held_{key}": value for key, value in self.evaluate().items()}
+            row["seconds"] = self.before + time.time() - self.start
+            with open(self.table, "a", encoding="utf-8") as file:
+                values = [f"{row[key]:.7g}" if key in row else "" for key in COLUMNS[1:]]
+                file.write("\t".join([str(done), *values]) + "\n")
+        if done % self.options["save_every"] == 0 or done == s.steps:
+            self.save(done)
+        self.seen = done, time.time()
+
+    def evaluate(self):
+        """held_out_loss over 20 batches, or as many as the held-out documents fill."""
+        found = held_out_loss(self.model, self.held_out, min(20, self.held_out.steps_per_epoch), self.device)
+        self.model.train()
+        print("held-out " + " ".join(f"{key}={value:.4f}" for key, value in found.items()), flush=True)
+        return found
+
+    def save(self, done):
+        """Write the checkpoint, until the end with all that --resume needs, and the curve."""
+        state = {"step": done, "seconds": self.before + time.time() - self.start,
+                 "optimizer": self.optimizer.state_dict()}
+        more = {} if done == self.settings.steps else {"training": state}
+        save_checkpoint(self.out, self.model, self.tokenizer, run=self.options, **more)
+        self.saved, rows = done, self.rows()
+        series = {name: zip(*[(int(row["step"]), float(row[key])) for row in rows if row[key]])
+                  for name, key in (("training MLM", "mlm"), ("held-out MLM", "held_mlm"))}
+        data.write_beside(self.table.with_suffix(".svg"), chart(
+            f"Pre-training: {self.options['name']}, {self.options['size']}", "step", "nats", series))
+
+
+def span(seconds):
+    """A time in words. Example: 192 -> "3m12s"; 7260 -> "2h01m"; 8 -> "8s" """
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"
 
 
 def train(args):
-    """Pre-train one backbone on a corpus and write its checkpoint."""
-    device = find_device(args.device)
-    given = {key: value for key, value in vars(args).items() if key in ("steps", "batch", "n", "lr", "seed")}
-    settings = replace(PRETRAIN[args.size], **given)
-    if os.path.exists(args.out) and not args.overwrite:
-        raise UserError(f"--out {args.out!r} exists; give another or --overwrite")
-    if settings.n > SIZES[args.size].positions:
-        raise UserError(f"--n {settings.n}: size {args.size} has {SIZES[args.size].positions} positions")
-    if not args.out or not os.access(os.path.dirname(args.out) or ".", os.W_OK):
-        raise UserError(f"--out {args.out!r}: its folder is not there, or not writable")
-    model, tokenizer = starting_point(args, settings.seed)
-    config = model.encoder.config
-    few_threads(config)
-    batches, held_out = (
-        data.PretrainingData(documents, settings.n, settings.batch, config.vocab, settings.seed)
-        for documents in data.split_held_out(data.load_corpus(args.corpus, tokenizer)))
-    print(json.dumps({**asdict(settings), "model": asdict(config), "backbone": model.encoder.backbone,
-                      "init": args.init, "device": str(device)}))
-    start = time.time()
-
-    def log(step, lr, parts):
-        rate = (step + 1) * settings.batch * settings.n / (time.time() - start)
-        losses = f"mlm={parts['mlm']:.3f} nsp={parts['nsp']:.3f}"
-        print(f"step={step + 1} lr={lr:.2e} {losses} tokens/s={rate:.0f}", flush=True)
-
+    """Pre-train one backbone on a corpus, or go on with it; under torchrun all processes together."""
+    rank, processes = join()
+    run = in_turn(lambda: prepare(args, processes), rank, processes)
+    if args.compile:
+        run.model.compile()
+    model = DistributedDataParallel(run.model) if processes > 1 else run.model
+    if rank == 0:
+        run.begin()
     try:
-        pretrain(model, batches, settings, device, log)
+        pretrain(model, run.batches, run.settings, run.device, None if rank else run.report, due=run.due,
+                 optimizer=run.optimizer, first=run.first, share=(rank, processes))
     except Diverged as error:
-        raise UserError(f"{error}, with --lr {settings.lr}; nothing was written, a smaller one may help") from None
-    print("held-out " + " ".join(f"{k}={v:.4f}" for k, v in held_out_loss(model, held_out, 20, device).items()))
-    save_checkpoint(args.out, model, tokenizer)
-    print(f"wrote {args.out}")
+        if rank:  # the first one says it
+            sys.exit()
+        last = f"the last good checkpoint is {run.out!r}, of step {run.saved}"
+        raise UserError(f"{error} of {run.settings.steps}, with --lr {run.settings.lr}, a smaller one may help; "
+                        f"{last if run.saved else 'no checkpoint was written'}") from None
+    except torch.OutOfMemoryError:
+        raise UserError(f"out of memory on {run.device} with --batch {run.settings.batch} and --accumulate "
+                        f"{run.settings.accumulate}; a larger --accumulate or --checkpointing takes less") from None
+    except RuntimeError as error:  # what gloo raises where the first process has ended: that one said why
+        if not rank or "by peer" not in str(error):
+            raise
+        sys.exit()
+    if rank == 0:
+        print(f"wrote {run.out}")
+    if processes > 1:
+        distributed.destroy_process_group()
 
 
 def main(argv=None):
@@ -871,24 +1164,33 @@ def main(argv=None):
     four.add_argument("--backbone", default="autobert-zero", help="a name or a backbone file")
     four.add_argument("--out", default="backbone.svg")
     four.set_defaults(run=draw)
-    two = commands.add_parser("pretrain", help="MLM + NSP pre-training; writes a checkpoint")
-    two.add_argument("--corpus", nargs="+", required=True,
-                     help="text, .gz or .xz: a sentence a line, blank line between documents")
-    two.add_argument("--backbone", default="autobert-zero", help="a name or a backbone file")
-    two.add_argument("--size", choices=SIZES, default="toy", help="of the model")
-    two.add_argument("--vocab", type=data.number(int, 1, 10**7), default=argparse.SUPPRESS,
+    two = commands.add_parser("pretrain", help="MLM + NSP pre-training; writes a checkpoint, its records and curve",
+                              argument_default=argparse.SUPPRESS)  # so that --resume sees what was given
+    what = two.add_mutually_exclusive_group(required=True)
+    what.add_argument("--corpus", nargs="+", help="text, .gz or .xz: a sentence a line, blank line between documents")
+    what.add_argument("--resume", default=None, help="checkpoint of a run that stopped, to go on")
+    two.add_argument("--backbone", help=f"a name or a backbone file; default: {USUAL['backbone']}")
+    two.add_argument("--size", choices=SIZES, help=f"of the model; default: {USUAL['size']}")
+    two.add_argument("--vocab", type=data.number(int, 1, 10**7),
                      help="sentencepiece vocabulary; default: toy 600, else 30,000")
-    for name, least in (("steps", 1), ("batch", 1), ("n", 5), ("lr", 0), ("seed", 0)):
+    for name, least in (("steps", 1), ("batch", 1), ("n", 5), ("lr", 0), ("seed", 0), ("accumulate", 1)):
         kind = data.number(float if name == "lr" else int, least, data.SEEDS)
         usual = ", ".join(f"{size} {getattr(preset, name):,}" for size, preset in PRETRAIN.items())
-        two.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, help=f"default: {usual}")
+        more = "pieces a process takes a batch in, to save memory; " if name == "accumulate" else ""
+        two.add_argument(f"--{name}", type=kind, help=f"{more}default: {usual}")
+    for name, what, share in (("save", "the checkpoint and curve are written", 10), ("eval", "held-out loss", 20)):
+        two.add_argument(f"--{name}-every", type=data.number(int, 1, data.SEEDS),
+                         help=f"steps after which {what}; default: a {share}th of all")
+    two.add_argument("--precision", choices=("auto", "fp32", "medium", "bf16"),
+                     help="default: auto, bf16 (autocast) on CUDA and fp32 on CPU; medium: fp32, products may be bf16")
     two.add_argument("--init", help="checkpoint to start from with its backbone and tokenizer (see supernet.py --run)")
-    two.add_argument("--fast", choices=("auto", "always", "never"), default="auto",
-                     help="fused attention and conv1d: where measured faster, always, or the plain definitions")
+    two.add_argument("--fast", choices=("auto", "always", "never"),
+                     help="fused attention and conv1d: where measured faster (auto), always, or the plain definitions")
     two.add_argument("--checkpointing", action="store_true", help="less memory, more time: keep only layers' inputs")
     two.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    two.add_argument("--out", default="model.pt", help="the checkpoint")
-    two.add_argument("--overwrite", action="store_true", help="replace the file in --out")
+    two.add_argument("--compile", action="store_true", default=False, help="torch.compile")
+    two.add_argument("--out", help=f"the checkpoint; default: {USUAL['out']}")
+    two.add_argument("--overwrite", action="store_true", help="replace the files of --out")
     two.set_defaults(run=train)
     args = parser.parse_args(argv)
     args.run(args)

@@ -920,6 +920,114 @@ def test_pretraining_learns_and_repeats_itself(toy, tokenizer):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def a_batch(rows=8, n=40, seed=0):
+    """A batch of random tokens whose third row has no masked one, and the rest one to three."""
+    rng = np.random.default_rng(seed)
+    masked = [sorted(rng.choice(n, 0 if row == 2 else rng.integers(1, 4), replace=False)) for row in range(rows)]
+    positions = np.array([row * n + place for row, places in enumerate(masked) for place in places])
+    return {"ids": rng.integers(5, 50, (rows, n)), "segments": rng.integers(0, 2, (rows, n)),
+            "mask": np.arange(n) < rng.integers(n // 2, n + 1, (rows, 1)), "positions": positions,
+            "targets": rng.integers(5, 50, len(positions)), "next": rng.integers(0, 2, rows)}
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, 5, 8])  # the third of 8 pieces has no masked token
+def test_the_pieces_of_a_batch_add_up_to_it(pieces):
+    with autobert.seeded(0):
+        model = autobert.Pretraining(replace(TINY, positions=40), ("conv 3", BERT)).double()
+    batch, results = a_batch(), []
+    for parts in ([batch], [autobert.cut(batch, i, pieces) for i in range(pieces)]):
+        model.zero_grad()
+        losses = [model(autobert.to_device(part, "cpu")) for part in parts]
+        sum(loss for loss, _ in losses).backward()
+        summed = [sum(found[key] for _, found in losses) for key in losses[0][1]]
+        results.append([sum(loss for loss, _ in losses), *summed, *(p.grad.clone() for p in model.parameters())])
+    assert sum(len(autobert.cut(batch, i, pieces)["ids"]) for i in range(pieces)) == 8
+    for whole, added in zip(*results):
+        torch.testing.assert_close(added, whole, rtol=1e-6, atol=1e-6)
+
+
+def test_accumulated_steps_equal_steps_of_one_big_batch():
+    class Batches:
+        def batch(self, step):
+            return a_batch(rows=12, seed=step)
+    found = []
+    for accumulate in (1, 3, 12):
+        with autobert.seeded(0):
+            model = autobert.Pretraining(replace(TINY, positions=40), ("conv 3", BERT))
+        model.double()  # the gradient of a key's bias is nothing but rounding, which Adam would blow up
+        settings, log = autobert.PretrainSettings(steps=6, batch=12, lr=1e-2, accumulate=accumulate), []
+        autobert.pretrain(model, Batches(), settings, "cpu", lambda step, lr, parts: log.append([lr, *parts.values()]))
+        found.append((log, list(model.parameters())))
+    for log, weights in found[1:]:
+        assert np.array(log) == pytest.approx(np.array(found[0][0]), rel=1e-5)
+        for weight, expected in zip(weights, found[0][1]):
+            torch.testing.assert_close(weight, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_training_from_any_step_is_the_same_training():
+    class Batches:
+        def batch(self, step):
+            return a_batch(seed=step)
+    settings, ends = autobert.PretrainSettings(steps=8, lr=1e-2), []
+    for stops in ((), (3,), (1, 6)):
+        torch.manual_seed(len(stops))  # what others drew before makes no difference
+        with autobert.seeded(0):
+            model = autobert.Pretraining(replace(TINY, positions=40, dropout=0.3), ("conv 3", BERT))
+        first, optimizer = 0, autobert.make_optimizer(model, settings.lr, settings.weight_decay, (0.9, settings.beta2))
+        for stop in stops:
+            def log(step, lr, parts):
+                if step + 1 == stop:
+                    raise KeyboardInterrupt
+            with pytest.raises(KeyboardInterrupt):
+                autobert.pretrain(model, Batches(), settings, "cpu", log, optimizer=optimizer, first=first)
+            first = stop
+        autobert.pretrain(model, Batches(), settings, "cpu", optimizer=optimizer, first=first)
+        ends.append(copies(model.state_dict()))
+    assert all(torch.equal(end[name], ends[0][name]) for end in ends for name in end)
+    without = autobert.Pretraining(replace(TINY, positions=40), ("conv 3", BERT))
+    assert any(not torch.equal(without.state_dict()[name], ends[0][name]) for name in ends[0])
+
+
+@pytest.mark.parametrize("precision, products, dtype", [
+    ("fp32", "highest", torch.float32), ("medium", "medium", torch.float32), ("bf16", "highest", torch.bfloat16)])
+def test_precision_holds_while_training_and_no_longer(precision, products, dtype):
+    class Batches:
+        def batch(self, step):
+            return a_batch(seed=step)
+    model, seen = autobert.Pretraining(replace(TINY, positions=40), ("conv 3", BERT)), []
+    model.transform.register_forward_hook(
+        lambda module, inputs, output: seen.append((torch.get_float32_matmul_precision(), output.dtype)))
+    settings = autobert.PretrainSettings(steps=12, lr=1e-2, precision=precision)
+    log = []
+    autobert.pretrain(model, Batches(), settings, "cpu", lambda step, lr, parts: log.append(parts["mlm"]))
+    assert seen == [(products, dtype)] * 12 and all(p.dtype == torch.float32 for p in model.parameters())
+    assert all(map(math.isfinite, log)) and torch.get_float32_matmul_precision() == "highest"
+    assert not torch.is_autocast_enabled("cpu")
+    with pytest.raises(ZeroDivisionError):
+        autobert.pretrain(model, Batches(), settings, "cpu", lambda *_: 1 / 0)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_batches_are_made_ahead_in_their_order():
+    made = []
+
+    def make(step):
+        made.append(step)
+        return step * step
+    assert list(autobert.ahead(make, range(3, 9), "cuda")) == [(step, step * step) for step in range(3, 9)]
+    made.clear()
+    coming = autobert.ahead(make, range(9), "cuda")
+    assert next(coming) == (0, 0) and next(coming) == (1, 1)
+    coming.close()
+    assert made == [0, 1, 2, 3]  # two more than were taken
+    assert list(autobert.ahead(make, range(2), "cpu")) == [(0, 0), (1, 1)]
+
+    def broken(step):
+        raise UserError("no batch")
+    with pytest.raises(UserError, match="no batch"):
+        list(autobert.ahead(broken, range(2), "cuda"))
+
+
 def test_a_non_finite_loss_stops_training():
     class Batches:
         def batch(self, step):
@@ -927,8 +1035,19 @@ def test_a_non_finite_loss_stops_training():
                     "positions": np.array([1]), "targets": np.array([7]), "next": np.array([0])}
     model = autobert.Pretraining(TINY, (BERT, BERT))
     model.encoder.tokens.weight.data[7, 0] = math.inf
-    with pytest.raises(autobert.Diverged, match="step 0"):
+    with pytest.raises(autobert.Diverged, match="in step 1$"):
         autobert.pretrain(model, Batches(), autobert.PretrainSettings(steps=3), "cpu")
+
+    class Later(Batches):
+        def batch(self, step):
+            return super().batch(step) | {"ids": np.full((1, 4), 7 if step == 12 else 8)}
+    with autobert.seeded(0):
+        model = autobert.Pretraining(TINY, (BERT, BERT))
+    model.encoder.tokens.weight.data[7, 0] = math.inf
+    model.encoder.tokens.weight.requires_grad_(False)  # tied to the output: else the first step would meet it
+    model.mlm_logits = lambda hidden: model.transform(hidden)  # (1, 16)
+    with pytest.raises(autobert.Diverged, match="in step 13$"):  # by name, though it looks only at the 17th
+        autobert.pretrain(model, Later(), autobert.PretrainSettings(steps=20), "cpu", due=lambda step: step == 16)
 
 
 def test_a_checkpoint_holds_all_that_is_needed(tmp_path, tokenizer):
@@ -1511,6 +1630,235 @@ def command(*arguments):
     """A script run to its end."""
     line = [sys.executable, *map(str, arguments)]
     return subprocess.run(line, cwd=HERE, capture_output=True, text=True, timeout=300)
+
+
+# ---- Whole pre-trainings: records, resuming, many processes ----
+
+# a script like autobert.py, but its toy model is tiny and has the dropout of its first argument
+SMALLER = f"""import sys
+sys.path.insert(0, {str(HERE)!r})
+import autobert, data
+autobert.SIZES["toy"] = autobert.replace(autobert.SIZES["toy"], layers=2, hidden=16, embedding=8,
+                                         dropout=float(sys.argv[1]))
+if __name__ == "__main__":
+    sys.exit(data.run_cli(lambda: autobert.main(sys.argv[2:])))
+"""
+
+
+def pretraining(folder, *arguments, dropout=0.1, processes=1, wait=True):
+    """`SMALLER` with arguments in a folder: its result, or unless wait the running process."""
+    (folder / "smaller.py").write_text(SMALLER)
+    many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--"]
+    many *= processes > 1  # "--": else torchrun takes our --n for one of its own
+    line = [sys.executable, *many, "smaller.py", str(dropout), "pretrain", "--device", "cpu", *map(str, arguments)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run if wait else subprocess.Popen
+    return run(line, cwd=folder, env=env, text=True, **({"capture_output": True, "timeout": 120} if wait else {
+        "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}))
+
+
+def killed(folder, out, *arguments, **how):
+    """Start a pre-training and kill it -9, torchrun's processes too, soon after it wrote its first checkpoint."""
+    process = pretraining(folder, *arguments, "--out", out, wait=False, **how)
+    while not (folder / out).exists():
+        assert process.poll() is None
+        time.sleep(0.002)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for pid in (process.pid, *map(int, children)):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    return autobert.load_tensors(folder / out)["training"]["step"]  # else it had finished
+
+
+def records(path):
+    """The rows of a table of records but for the clock's columns: (step, values or None)."""
+    head, *rows = [line.split("\t") for line in path.read_text().splitlines()]
+    assert tuple(head) == autobert.COLUMNS and all(len(row) == len(head) for row in rows)
+    return [(int(row[0]), *(float(cell) if cell else None for cell in row[1:-2])) for row in rows]
+
+
+LONG_ENOUGH = ("--steps", 300, "--batch", 6, "--n", 32, "--vocab", 300, "--save-every", 40, "--eval-every", 50)
+
+
+@pytest.fixture(scope="session")
+def pretrained(toy, tmp_path_factory):
+    """The folder of a finished pre-training, whole.pt, and what it printed."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    result = pretraining(folder, "--corpus", toy / "held-out.txt", *LONG_ENOUGH, "--out", "whole.pt")
+    assert result.returncode == 0, result.stderr
+    return folder, result.stdout
+
+
+def test_a_pretraining_leaves_model_records_and_curve(pretrained):
+    folder, printed = pretrained
+    first, *lines = printed.splitlines()
+    options = json.loads(first)
+    assert options["steps"] == 300 and options["precision"] == "fp32" and options["model"]["hidden"] == 16
+    assert lines[-1] == "wrote whole.pt"
+    progress = [line for line in lines if line.startswith("step=")]
+    expected = sorted({1, *range(3, 301, 3), *range(50, 301, 50)})
+    assert [int(line[5:].split("/")[0]) for line in progress] == expected
+    assert re.fullmatch(r"step=300/300 loss=\S+ mlm=\S+ nsp=\S+ lr=\S+ tokens/s=\d+ left=0s", progress[-1])
+    rows = records(folder / "whole.tsv")
+    assert [row[0] for row in rows] == expected
+    for step, lr, loss, mlm, nsp, accuracy, held, held_accuracy in rows:
+        assert lr == pytest.approx(autobert.lr_at(step - 1, 300, 2e-3, 0.1), rel=1e-6)
+        assert loss == pytest.approx(mlm + nsp, rel=1e-6) and 0 <= accuracy <= 1
+        assert (held is not None) == (held_accuracy is not None) == (step % 50 == 0)
+    held = [row[6] for row in rows if row[6]]
+    assert held[-1] < held[0] - 0.2
+    assert f"held-out mlm={held[-1]:.4f} nsp=" in lines[-2]
+    svg = ElementTree.parse(folder / "whole.svg").getroot()
+    texts = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert "Pre-training: autobert-zero, toy" in texts and {"training MLM", "held-out MLM"} <= set(texts)
+    content = autobert.load_tensors(folder / "whole.pt")
+    assert "training" not in content and content["run"] == options
+    model, words = autobert.load_checkpoint(folder / "whole.pt")
+    documents = data.load_corpus(options["corpus"], words)
+    assert options["tokens"] == sum(len(words.encode(line)) for line in open(options["corpus"][0], encoding="utf-8"))
+    batches = data.PretrainingData(data.split_held_out(documents)[1], 32, 6, 300, 0)
+    again = autobert.held_out_loss(model, batches, min(20, len(batches.pairs) // 6), "cpu")["mlm"]
+    assert again == pytest.approx(held[-1], rel=1e-5)
+
+
+def test_a_killed_pretraining_goes_on_bit_for_bit(pretrained, toy, tmp_path):
+    whole = pretrained[0]
+    step = killed(tmp_path, "half.pt", "--corpus", toy / "held-out.txt", *LONG_ENOUGH)
+    with open(tmp_path / "half.tsv", "a") as file:  # as if it had run on for a while behind the checkpoint
+        file.write("\t".join([str(step + 1), *"123456789"]) + "\n29")
+    result = pretraining(tmp_path, "--resume", "half.pt")
+    assert result.returncode == 0 and f"step={3 * (step // 3 + 1)}/300" in result.stdout.splitlines()[1]
+    assert records(tmp_path / "half.tsv") == records(whole / "whole.tsv")
+    one, other = (autobert.load_tensors(path) for path in (tmp_path / "half.pt", whole / "whole.pt"))
+    assert one.keys() == other.keys() and one["config"]["dropout"] == 0.1
+    assert one["state"].keys() == other["state"].keys()
+    assert all(torch.equal(value, other["state"][name]) for name, value in one["state"].items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["half.pt", "half.svg", "half.tsv", "smaller.py"]
+
+
+def test_two_processes_learn_as_one_and_either_goes_on_for_the_other(toy, tmp_path):
+    how = ("--corpus", toy / "held-out.txt", *LONG_ENOUGH, "--steps", 90, "--save-every", 30, "--batch", 7)
+    assert pretraining(tmp_path, *how, "--out", "one.pt", dropout=0).returncode == 0
+    expected = records(tmp_path / "one.tsv")
+    for name, before, after in (("down", 2, 1), ("up", 1, 2)):  # of 7 rows one takes 3, the other 4
+        killed(tmp_path, f"{name}.pt", *how, dropout=0, processes=before)
+        result = pretraining(tmp_path, "--resume", f"{name}.pt", dropout=0, processes=after)
+        assert result.returncode == 0 and f'"processes": {after}' in result.stdout, result.stderr
+        assert result.stdout.count("step=90/90") == result.stdout.count("wrote") == 1
+        rows = records(tmp_path / f"{name}.tsv")
+        assert [[cell is None for cell in row] for row in rows] == [[cell is None for cell in row] for row in expected]
+        for row, right in zip(rows, expected):
+            assert [x for x in row if x is not None] == pytest.approx([x for x in right if x is not None], rel=1e-5)
+
+
+def test_an_error_in_the_middle_of_many_processes_is_one_line_too(toy, tmp_path):
+    """Here a disk that is full at the first checkpoint: the first process says so, the other only misses it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # a checkpoint has 80 kB
+    try:
+        how = ("--corpus", toy / "held-out.txt", *LONG_ENOUGH, "--save-every", 5)
+        result = pretraining(tmp_path, *how, processes=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result.returncode and "rank1" not in result.stderr
+    assert result.stderr.count("error: ") == result.stderr.count("error: model.pt: cannot be written") == 1
+    assert sorted(os.listdir(tmp_path)) == ["model.tsv", "smaller.py"]
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["--corpus", "none.txt"], "error: none.txt: no such file; expected an ordinary file"),
+    (["--corpus", "corpus.txt", "--batch", 2, "--accumulate", 2, "--vocab", 300],
+     "error: --batch 2: fewer rows than 2 processes with --accumulate 2")])
+def test_an_error_in_many_processes_is_one_line(arguments, says, toy, tmp_path):
+    shutil.copy(toy / "held-out.txt", tmp_path / "corpus.txt")
+    result = pretraining(tmp_path, *arguments, processes=2)
+    assert result.returncode and [x for x in result.stderr.splitlines() if x.startswith("error")] == [says]
+    assert not result.stdout and not list(tmp_path.glob("model*"))
+
+
+def test_what_cannot_be_resumed_is_one_clear_error(pretrained, toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="whole.pt': a finished model; nothing to resume"):
+        autobert.main(["pretrain", "--resume", str(pretrained[0] / "whole.pt")])
+    text = (toy / "held-out.txt").read_text()
+    Path("corpus.txt").write_text(text)
+    monkeypatch.setattr(autobert.Run, "save", stop_after(autobert.Run.save))
+    with pytest.raises(KeyboardInterrupt):
+        autobert.main(["pretrain", "--corpus", "corpus.txt", *map(str, LONG_ENOUGH), "--device", "cpu"])
+    whole, rows = Path("model.pt").read_bytes(), Path("model.tsv").read_bytes()
+    for change, says in ((text + "A hen eats.\n", "the corpus has changed, .* tokens"), (None, "corpus.txt: no such")):
+        Path("corpus.txt").write_text(change) if change else os.remove("corpus.txt")
+        with pytest.raises(UserError, match=says):
+            autobert.main(["pretrain", "--resume", "model.pt"])
+    Path("corpus.txt").write_text(text)
+    Path("broken.pt").write_bytes(whole[:-1000])
+    with pytest.raises(UserError, match="broken.pt"):
+        autobert.main(["pretrain", "--resume", "broken.pt"])
+    assert (Path("model.pt").read_bytes(), Path("model.tsv").read_bytes()) == (whole, rows)
+
+
+def stop_after(save):
+    """Run.save, then Ctrl-C."""
+    def stopping(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+    return stopping
+
+
+def test_divergence_names_the_step_and_the_last_good_checkpoint(toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    how = ["pretrain", "--corpus", str(toy / "held-out.txt"), *map(str, LONG_ENOUGH), "--steps", "30"]
+    with pytest.raises(UserError, match=r"a non-finite gradient in step \d+ of 30, with --lr 1000000000.0, .*no check"):
+        autobert.main([*how, "--lr", "1e9"])
+    assert not Path("model.pt").exists()
+    real = autobert.lr_at
+    monkeypatch.setattr(autobert, "lr_at", lambda step, *others: real(step, *others) if step < 23 else 1e30)
+    with pytest.raises(UserError, match=r"in step 2[5-9] of 30, .*the last good checkpoint is 'a.pt', of step 20$"):
+        autobert.main([*how, "--save-every", "10", "--out", "a.pt"])
+    content = autobert.load_tensors("a.pt")
+    assert content["training"]["step"] == 20 and all(torch.isfinite(x).all() for x in content["state"].values())
+    assert max(int(line.split()[0]) for line in Path("a.tsv").read_text().splitlines()[1:]) < 30
+    monkeypatch.setattr(autobert, "lr_at", real)
+    autobert.main(["pretrain", "--resume", "a.pt", "--device", "cpu"])
+    assert [row[0] for row in records(tmp_path / "a.tsv")] == list(range(1, 31))
+
+
+def test_too_little_disk_is_said_before_training(toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    with pytest.raises(UserError, match=r"model.pt: its folder has 1 MB left; .* take 5 MB"):
+        autobert.main(["pretrain", "--corpus", str(toy / "held-out.txt"), "--vocab", "300", "--device", "cpu"])
+    assert not list(tmp_path.iterdir()) and not capsys.readouterr().out
+
+
+def test_too_large_a_batch_for_the_device_is_one_clear_error(toy, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(autobert.Pretraining, "forward", full)
+    with pytest.raises(UserError, match="out of memory on cpu with --batch 16 and --accumulate 2; "):
+        autobert.main(["pretrain", "--corpus", str(toy / "held-out.txt"), "--vocab", "300", "--accumulate", "2",
+                       "--device", "cpu"])
+
+
+def test_files_beside_the_checkpoint_are_not_replaced_unasked(toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    how = ["pretrain", "--corpus", str(toy / "held-out.txt"), "--vocab", "300", "--steps", "2", "--device", "cpu"]
+    Path("model.svg").write_text("mine")
+    with pytest.raises(UserError, match="model.svg' exists"):
+        autobert.main(how)
+    assert os.listdir() == ["model.svg"]
+    autobert.main([*how, "--overwrite"])
+    assert sorted(os.listdir()) == ["model.pt", "model.svg", "model.tsv"]
+
+
+@pytest.mark.parametrize("seconds, words", [
+    (0.4, "0s"), (59.6, "1m00s"), (192, "3m12s"), (7260, "2h01m"), (10**6, "277h46m")])
+def test_time_left_in_words(seconds, words):
+    assert autobert.span(seconds) == words
+
+
+# ---- Runs of a search ----
 
 
 def search(toy, run, workers):
@@ -2102,7 +2450,18 @@ def test_sharing_without_a_finished_search_is_one_clear_error(finished, tmp_path
     ("opnas.py --lr nan", "--lr: 'nan'"),
     ("autobert.py pretrain --corpus {toy}/held-out.txt --batch 0", "--batch: '0'"),
     ("autobert.py pretrain --corpus {toy}/held-out.txt --out {here}/no/m.pt", "not there"),
-    ("autobert.py pretrain --corpus {toy}/held-out.txt --vocab 300 --steps 30 --lr 1e9", "non-finite"),
+    ("autobert.py pretrain --corpus {toy}/held-out.txt --batch 10 --accumulate 4", "4 does not divide --batch 10"),
+    ("autobert.py pretrain --corpus {toy}/held-out.txt --batch 4 --accumulate 8", "8 does not divide --batch 4"),
+    ("autobert.py pretrain --corpus {toy}/held-out.txt --accumulate 0", "--accumulate: '0'"),
+    ("autobert.py pretrain --corpus {toy}/held-out.txt --precision fp16", "'fp16'"),
+    ("autobert.py pretrain --corpus {toy}/held-out.txt --device cuda:77", "'cuda:77'"),
+    ("autobert.py pretrain --corpus {toy}/held-out.txt --out {here}/model.tsv", "records"),
+    ("autobert.py pretrain --corpus {toy}/held-out.txt --backbone nothing", "'nothing'"),
+    ("autobert.py pretrain --steps 3", "--corpus --resume is required"),
+    ("autobert.py pretrain --resume m.pt --corpus {toy}/held-out.txt", "not allowed with"),
+    ("autobert.py pretrain --resume m.pt --size toy --save-every 3 --device cpu", "--save-every, --size cannot be"),
+    ("autobert.py pretrain --resume m.pt", "'m.pt': no such file"),
+    ("autobert.py pretrain --resume {here}/one.txt", "one.txt"),
     ("glue.py pays --steps 0", "--steps: '0'"),
     ("opnas.py --steps many", "'many'"),
     ("opnas.py --n 9999", "--n 9999"),
