@@ -17,7 +17,9 @@ Read after ops.py and data.py; then supernet.py or glue.py.
 """
 import argparse
 import contextlib
+import ctypes
 import html
+import importlib
 import json
 import math
 import os
@@ -76,6 +78,7 @@ class ModelConfig:
 SIZES = {
     "toy": ModelConfig(4, 64, 2, 64, vocab=data.TOY_VOCAB, positions=128, dropout=0.0, init_std=0.05),
     # DEVIATION: Table 6 prints 256-dimensional embeddings, but the 13M parameters of Table 4 fit only 128
+    "mini": ModelConfig(4, 128, 2, 128, vocab=8000, dropout=0.0),  # what two CPU cores train in half an hour
     "small": ModelConfig(12, 256, 4, 128),
     "base": ModelConfig(12, 768, 12, 768),
     "large": ModelConfig(24, 1024, 16, 1024),
@@ -105,6 +108,7 @@ class PretrainSettings:
 # Table 6. CHOICE: BERT's million steps; the paper trains 40 epochs, whatever that is in steps for the corpus at hand
 PRETRAIN = {
     "toy": PretrainSettings(),
+    "mini": PretrainSettings(20_000, 16, 128, 1e-3, 0.05, 0.98),
     "small": PretrainSettings(1_000_000, 320, 128, 1e-4, 0.01, 0.999),
     "base": PretrainSettings(1_000_000, 160, 128, 1e-4, 0.01, 0.999),
     "large": PretrainSettings(1_000_000, 80, 128, 1e-4, 0.02, 0.999),
@@ -546,6 +550,31 @@ def matmul_precision(precision):
         torch.set_float32_matmul_precision(before)
 
 
+def autocast(device, precision):
+    """torch's bf16 autocast, if that is the precision."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@contextlib.contextmanager
+def kept_memory():
+    """Inside, the process keeps the memory that tensors free: for Linux and its glibc, elsewhere as always.
+
+    subtle: glibc returns every large piece to the system, which clears it page by page when it is asked for again a
+    moment later: a fifth of a step at base size on a CPU. Behind it are the limits that glibc comes to by itself.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    mmap_max, trim, mmap_least = -4, -1, -3
+    settle = mallopt or (lambda *_: None)
+    settle(mmap_max, 0)
+    settle(trim, 2**31 - 1)
+    try:
+        yield
+    finally:
+        settle(mmap_max, 2**16)
+        settle(mmap_least, 2**25)
+        settle(trim, 2**26)
+
+
 def pretrain(model, batches, settings, device, log=None, offset=0, due=None, optimizer=None, first=0, share=(0, 1)):
     """Train in place on batches.batch(offset + step) for step = first .. settings.steps - 1.
 
@@ -553,7 +582,7 @@ def pretrain(model, batches, settings, device, log=None, offset=0, due=None, opt
     Diverged if a gradient was not finite since. optimizer: as it was after step first - 1, else a new one.
     share: (rank, processes) where `model` is a DistributedDataParallel that learns from one piece of every batch.
     """
-    (rank, processes), kind = share, torch.device(device).type
+    rank, processes = share
     model.train().to(device)
     optimizer = optimizer or make_optimizer(model, settings.lr, settings.weight_decay, (0.9, settings.beta2))
     every = max(1, settings.steps // 100)
@@ -564,7 +593,7 @@ def pretrain(model, batches, settings, device, log=None, offset=0, due=None, opt
         whole, k = batches.batch(offset + step), settings.accumulate
         return [to_device(cut(whole, rank * k + i, processes * k), device) for i in range(k)]
 
-    with seeded(settings.seed), matmul_precision(settings.precision):
+    with seeded(settings.seed), matmul_precision(settings.precision), kept_memory():
         for step, batch in ahead(pieces, range(first, settings.steps), device):
             # 1. the learning rate and the random numbers of this step: functions of it alone, so any step can resume
             lr = lr_at(step, settings.steps, settings.lr, settings.warmup)
@@ -577,7 +606,7 @@ def pretrain(model, batches, settings, device, log=None, offset=0, due=None, opt
             for piece in batch:
                 alone = processes > 1 and len(found) < len(batch) - 1
                 with model.no_sync() if alone else contextlib.nullcontext():
-                    with torch.autocast(kind, torch.bfloat16, enabled=settings.precision == "bf16"):
+                    with autocast(device, settings.precision):
                         loss, parts = model(piece)
                     (loss * processes).backward()
                 found.append(parts)
@@ -663,6 +692,224 @@ def from_content(content, path, device="cpu"):
         return model, tokenizer
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise UserError(f"checkpoint {str(path)!r}: not a model of this program ({_brief(error)})") from None
+
+
+# ---- Speed ----
+
+# A size, its tokens a sequence and its batch. A peer's embeddings are as wide as its hidden states: ours are here, too
+BENCH = {"mini": (replace(SIZES["mini"], vocab=4000, dropout=0.1), 64, 32),
+         "small": (replace(SIZES["small"], embedding=256), 128, 16), "base": (SIZES["base"], 128, 8)}
+PRECISIONS = ("fp32", "medium", "bf16")
+BENCH_COLUMNS = ("size", "what", "n", "batch", "model", "precision", "ms", "tokens_per_s", "of_peak", "memory_MB",
+                 "to_peer_fp32", "low", "high", "to_peer_same", "to_bert_same")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A row of the bench. turn(): one training step or inference; flops: of the products that it cannot do without."""
+    name: str
+    precision: str
+    turn: object
+    flops: float
+    memory: float  # bytes, at the peak of a turn
+
+
+class OneBatch:
+    """Stands for data.PretrainingData: at every step the same random rows, all of n tokens, 15 % of them masked."""
+
+    def __init__(self, config, n, rows, seed):
+        rng, at, masked = np.random.default_rng(seed), np.arange(n), max(1, round(0.15 * n))
+        ids = rng.integers(data.FIRST_WORD, config.vocab, (rows, n))
+        places = np.sort(rng.permuted(np.tile(at[1:-1], (rows, 1)), axis=1)[:, :masked])
+        positions = (places + n * np.arange(rows)[:, None]).ravel()
+        targets = ids.reshape(-1)[positions]
+        ids.reshape(-1)[positions] = data.MASK
+        self.arrays = {"ids": ids, "segments": np.tile((at >= n // 2).astype(np.int64), (rows, 1)),
+                       "mask": np.ones((rows, n), bool), "positions": positions, "targets": targets,
+                       "next": rng.integers(0, 2, rows)}
+
+    def batch(self, step):
+        """The arrays of PretrainingData.batch."""
+        return self.arrays
+
+
+def our_turns(what, config, backbone, batches, device):
+    """(model, precision -> turn) of a backbone: `pretrain` of one step, or the encoder without gradients."""
+    model = Pretraining(config, backbone).to(device)
+    if what == "train":
+        optimizer, one = make_optimizer(model, 1e-4, 0.01), PretrainSettings(steps=1, lr=1e-4)
+        return model, lambda precision: lambda: pretrain(model, batches, replace(one, precision=precision), device,
+                                                         optimizer=optimizer)
+    batch = to_device(batches.arrays, device)
+
+    @torch.no_grad()
+    def infer(precision):
+        with matmul_precision(precision), kept_memory(), autocast(device, precision):
+            model.eval().encoder(batch["ids"], batch["segments"], batch["mask"])
+
+    return model, lambda precision: lambda: infer(precision)
+
+
+def peer_turns(what, peer, config, batches, device):
+    """our_turns of the BertForPreTraining in the package `peer`, as its users find it but for fused AdamW."""
+    model = peer.BertForPreTraining(peer.BertConfig(
+        vocab_size=config.vocab, hidden_size=config.hidden, num_hidden_layers=config.layers,
+        num_attention_heads=config.heads, intermediate_size=4 * config.hidden, max_position_embeddings=config.positions,
+        hidden_dropout_prob=config.dropout, attention_probs_dropout_prob=config.dropout)).to(device)
+    batch, optimizer = to_device(batches.arrays, device), torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    inputs = {"input_ids": batch["ids"], "token_type_ids": batch["segments"], "attention_mask": batch["mask"].long()}
+    labels = torch.full_like(batch["ids"], -100)
+    labels.view(-1)[batch["positions"]] = batch["targets"]
+
+    def train(precision):
+        with matmul_precision(precision):
+            with autocast(device, precision):
+                loss = model.train()(**inputs, labels=labels, next_sentence_label=batch["next"]).loss
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    @torch.no_grad()
+    def infer(precision):
+        with matmul_precision(precision), autocast(device, precision):
+            model.eval().bert(**inputs)
+
+    return model, lambda precision: lambda: (train if what == "train" else infer)(precision)
+
+
+def clock(turn, device):
+    """Seconds that a turn takes, on a GPU to its last kernel."""
+    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    turn()
+    wait()
+    return time.perf_counter() - start
+
+
+def peak_memory(turn, model, training, device):
+    """Bytes: weights and Adam's two moments, and by how much a turn exceeds what is there before it; nan if unknown."""
+    turn()  # so that the moments are there
+    held = (3 if training else 1) * sum(p.numel() * p.element_size() for p in model.parameters())
+    if torch.device(device).type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        turn()
+        return held + torch.cuda.max_memory_allocated(device) - before
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier turns kept
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is what is there now
+        before = resident("VmRSS")
+        turn()
+        return held + resident("VmHWM") - before
+    except (OSError, AttributeError):  # not Linux with glibc
+        return math.nan
+
+
+def resident(key):
+    """Bytes of a line of Linux' /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+def matmul_peak(precision, device):
+    """FLOP/s of a large square product, the best of ten."""
+    size = 2048 if torch.device(device).type == "cpu" else 8192
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    with matmul_precision(precision):
+        return 2 * size**3 / min(clock(lambda: a @ a, device) for _ in range(10))
+
+
+def contenders(what, config, n, rows, args, device):
+    """The rows of one table: the peer's, if there is one, and each backbone's, in every precision."""
+    batches, peer, d, e = OneBatch(config, n, rows, args.seed), args.peer, config.hidden, config.embedding
+    models = {args.peer.__name__: ("bert", lambda _: peer_turns(what, peer, config, batches, device))} if peer else {}
+    models |= {name: (name, lambda backbone: our_turns(what, config, backbone, batches, device))
+               for name in args.backbone}
+    found = []
+    for name, (backbone, build) in models.items():
+        genes = load_backbone(backbone, config.layers)
+        flops = rows * sum(count_flops(config, genes, n)["layers"]) + 2 * rows * n * e * d * (e != d)
+        if what == "train":  # and the heads; and twice as much backward
+            flops = 3 * (flops + 2 * rows * d * d + len(batches.arrays["targets"]) * 2 * e * (d + config.vocab))
+        model, turn_at = build(genes)
+        for precision in args.precision:
+            turn = turn_at(precision)
+            found.append(Contender(name, precision, turn, flops, peak_memory(turn, model, what == "train", device)))
+    return found
+
+
+def compared(times, row, other):
+    """(lower quartile, median, upper quartile) of how many times as fast `row` was in a turn; None if other is not."""
+    return np.quantile(np.divide(times[other], times[row]), (0.25, 0.5, 0.75)) if other in times else None
+
+
+def race(what, size, args, device, peaks):
+    """Run the contenders of one size in turns and print their table; yield its rows of BENCH_COLUMNS."""
+    config, n, rows = BENCH[size]
+    n, rows = args.n or n, args.batch or (32 if what == "infer" else rows)
+    rivals = contenders(what, replace(config, positions=max(n, config.positions), fast=args.fast), n, rows, args, device)
+    times = {(row.name, row.precision): [] for row in rivals}
+    for _ in range(args.turns):
+        for row in rivals:
+            times[row.name, row.precision].append(clock(row.turn, device))
+    print(f"\n{'training step' if what == 'train' else 'inference, encoder'}, {size}: {config.layers} x {config.hidden}, "
+          f"n {n}, batch {rows}, vocabulary {config.vocab:,}, dropout {config.dropout}; {args.turns} turns")
+    print(f"  {'':14s} {'':9s}{'ms':>9s}{'tokens/s':>10s}{'of peak':>9s}{'memory':>9s}   to peer's fp32   same   to bert")
+    peer = args.peer and args.peer.__name__
+    for row in rivals:
+        seconds, tokens = np.median(times[row.name, row.precision]), n * rows
+        share = row.flops / seconds / peaks[row.precision]
+        key, first, same, bert = (row.name, row.precision), (peer, "fp32"), (peer, row.precision), ("bert", row.precision)
+        first, same, bert = (compared(times, key, other) for other in (first, same, bert))
+        cells = [f"{first[1]:5.2f} ({first[0]:.2f}-{first[2]:.2f})" if first is not None else ""]
+        cells += [f"{r[1]:.2f}" if r is not None else "" for r in (same, bert)]
+        print(f"  {row.name:14s} {row.precision:9s}{1e3 * seconds:9.1f}{tokens / seconds:10,.0f}{share:9.0%}"
+              f"{row.memory / 1e6:6,.0f} MB   {cells[0]:15s}{cells[1]:>6s}{cells[2]:>10s}", flush=True)
+        numbers = (1e3 * seconds, tokens / seconds, share, row.memory / 1e6,
+                   *(first[[1, 0, 2]] if first is not None else [math.nan] * 3),
+                   *(r[1] if r is not None else math.nan for r in (same, bert)))
+        yield (size, what, n, rows, *key, *(f"{x:.4g}" if x == x else "" for x in numbers))
+
+
+def race_batches(args, step):
+    """Print what a batch of the small size costs, in ms and of a step of `step` seconds, and what the peer's does."""
+    n, rows, vocab = *BENCH["small"][1:], data.TOY_VOCAB
+    with tempfile.TemporaryDirectory() as folder:
+        files = [data.write_toy(folder) / "corpus.txt"]
+        tokenizer = data.Tokenizer.train(files, vocab)
+        ours = data.PretrainingData(data.load_corpus(files, tokenizer), n, rows, vocab, args.seed)
+        words = Path(folder) / "words.txt"
+        words.write_text("\n".join(["[PAD]", "[UNK]", *data.SPECIAL[2:], *map(str, range(vocab - 5))]))
+        peer = args.peer and args.peer.DataCollatorForLanguageModeling(args.peer.BertTokenizerFast(str(words)))
+    plain, times = [{"input_ids": row.tolist()} for row in ours.batch(0)["ids"]], []
+    for step_ in range(200):
+        times.append((clock(lambda: ours.batch(step_), "cpu"), clock(lambda: peer(plain), "cpu") if peer else math.nan))
+    own, other = np.median(times, axis=0)
+    print(f"\na batch of {rows} x {n}: {1e3 * own:.2f} ms" + (f", {own / step:.1%} of the step" if step else "")
+          + (f"; the peer's collator, which only masks: {1e3 * other:.2f} ms, {other / own:.0f} times as long"
+             if peer else ""))
+
+
+def bench(args):
+    """Measure training steps and inference, in turns in one process, beside a peer if one is named."""
+    device, before = find_device(args.device), torch.get_num_threads()
+    try:
+        args.peer = args.peer and importlib.import_module(args.peer)
+    except ImportError as error:
+        raise UserError(f"--peer {args.peer!r}: cannot be imported here ({error})") from None
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    peaks = {precision: matmul_peak(precision, device) for precision in args.precision}
+    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; measured peak of matrix products: "
+          + ", ".join(f"{precision} {peak / 1e9:,.0f}" for precision, peak in peaks.items()) + " GFLOP/s")
+    found = [row for size in args.size for what in args.what for row in race(what, size, args, device, peaks)]
+    step = [float(row[6]) / 1e3 for row in found if row[:2] == ("small", "train") and row[4] == args.backbone[0]]
+    race_batches(args, min(step, default=None))
+    if args.out:
+        data.write_beside(args.out, "\n".join("\t".join(map(str, row)) for row in (BENCH_COLUMNS, *found)) + "\n")
+    torch.set_num_threads(before)
 
 
 # ---- Command line ----
@@ -1192,6 +1439,24 @@ def main(argv=None):
     two.add_argument("--out", help=f"the checkpoint; default: {USUAL['out']}")
     two.add_argument("--overwrite", action="store_true", help="replace the files of --out")
     two.set_defaults(run=train)
+    five = commands.add_parser("bench", help="speed and memory of training steps and inference, beside a peer's",
+                               description="Measure training steps and inference in turns in one process. `to peer's "
+                               "fp32`: median and quartiles over turns of how many times as fast as the peer's in "
+                               "fp32; `same`: in the same precision; `to bert`: as our own bert in the same precision.")
+    five.add_argument("--size", nargs="+", choices=BENCH, default=["mini", "small"])
+    five.add_argument("--what", nargs="+", choices=("train", "infer"), default=["train", "infer"])
+    five.add_argument("--backbone", nargs="+", default=["bert", "autobert-zero"], help="names or backbone files")
+    five.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    five.add_argument("--n", type=data.number(int, 8, 10**5), help="tokens a sequence; default: 64 (mini), 128")
+    five.add_argument("--batch", type=data.number(int, 1, 10**6), help="default: 32 (mini), 16, 8; inference 32")
+    five.add_argument("--turns", type=data.number(int, 1, 10**5), default=5, help="of each, after one or two to warm up")
+    five.add_argument("--peer", help="a package with a BertForPreTraining to race with, such as transformers")
+    five.add_argument("--fast", choices=("auto", "always", "never"), default="auto", help="as for pretrain")
+    five.add_argument("--threads", type=data.number(int, 1, 1024), help="of the CPU; default: torch's")
+    five.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    five.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0)
+    five.add_argument("--out", help="write the table as TSV, too")
+    five.set_defaults(run=bench)
     args = parser.parse_args(argv)
     args.run(args)
 
