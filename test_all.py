@@ -1634,40 +1634,32 @@ def command(*arguments):
 
 # ---- Whole pre-trainings: records, resuming, many processes ----
 
-# a script like autobert.py, but its toy model is tiny and has the dropout of its first argument
-SMALLER = f"""import sys
+# a script like autobert.py, but its toy model is tiny and has the dropout of its first argument, and behind the step of
+# its second the first process dies as by kill -9
+SMALLER = f"""import os, sys
 sys.path.insert(0, {str(HERE)!r})
 import autobert, data
 autobert.SIZES["toy"] = autobert.replace(autobert.SIZES["toy"], layers=2, hidden=16, embedding=8,
                                          dropout=float(sys.argv[1]))
+report = autobert.Run.report
+def dying(run, step, lr, parts):
+    report(run, step, lr, parts)
+    if step + 1 == int(sys.argv[2]):
+        os.kill(os.getpid(), {int(signal.SIGKILL)})
+autobert.Run.report = dying
 if __name__ == "__main__":
-    sys.exit(data.run_cli(lambda: autobert.main(sys.argv[2:])))
+    sys.exit(data.run_cli(lambda: autobert.main(sys.argv[3:])))
 """
 
 
-def pretraining(folder, *arguments, dropout=0.1, processes=1, wait=True):
-    """`SMALLER` with arguments in a folder: its result, or unless wait the running process."""
+def pretraining(folder, *arguments, dropout=0.1, killed=0, processes=1):
+    """The result of `SMALLER` with arguments in a folder."""
     (folder / "smaller.py").write_text(SMALLER)
-    many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--"]
+    many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, "--"]
     many *= processes > 1  # "--": else torchrun takes our --n for one of its own
-    line = [sys.executable, *many, "smaller.py", str(dropout), "pretrain", "--device", "cpu", *map(str, arguments)]
+    line = [sys.executable, *many, "smaller.py", dropout, killed, "pretrain", "--device", "cpu", *arguments]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run if wait else subprocess.Popen
-    return run(line, cwd=folder, env=env, text=True, **({"capture_output": True, "timeout": 120} if wait else {
-        "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}))
-
-
-def killed(folder, out, *arguments, **how):
-    """Start a pre-training and kill it -9, torchrun's processes too, soon after it wrote its first checkpoint."""
-    process = pretraining(folder, *arguments, "--out", out, wait=False, **how)
-    while not (folder / out).exists():
-        assert process.poll() is None
-        time.sleep(0.002)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    for pid in (process.pid, *map(int, children)):
-        os.kill(pid, signal.SIGKILL)
-    process.wait()
-    return autobert.load_tensors(folder / out)["training"]["step"]  # else it had finished
+    return subprocess.run([*map(str, line)], cwd=folder, env=env, text=True, capture_output=True, timeout=300)
 
 
 def records(path):
@@ -1723,11 +1715,13 @@ def test_a_pretraining_leaves_model_records_and_curve(pretrained):
 
 def test_a_killed_pretraining_goes_on_bit_for_bit(pretrained, toy, tmp_path):
     whole = pretrained[0]
-    step = killed(tmp_path, "half.pt", "--corpus", toy / "held-out.txt", *LONG_ENOUGH)
-    with open(tmp_path / "half.tsv", "a") as file:  # as if it had run on for a while behind the checkpoint
-        file.write("\t".join([str(step + 1), *"123456789"]) + "\n29")
+    result = pretraining(tmp_path, "--corpus", toy / "held-out.txt", *LONG_ENOUGH, "--out", "half.pt", killed=51)
+    assert result.returncode == -signal.SIGKILL and records(tmp_path / "half.tsv")[-1][0] == 51
+    assert autobert.load_tensors(tmp_path / "half.pt")["training"]["step"] == 40
+    with open(tmp_path / "half.tsv", "a") as file:
+        file.write("5")  # the beginning of a row: cut short
     result = pretraining(tmp_path, "--resume", "half.pt")
-    assert result.returncode == 0 and f"step={3 * (step // 3 + 1)}/300" in result.stdout.splitlines()[1]
+    assert result.returncode == 0 and result.stdout.splitlines()[1].startswith("step=42/300")
     assert records(tmp_path / "half.tsv") == records(whole / "whole.tsv")
     one, other = (autobert.load_tensors(path) for path in (tmp_path / "half.pt", whole / "whole.pt"))
     assert one.keys() == other.keys() and one["config"]["dropout"] == 0.1
@@ -1741,7 +1735,8 @@ def test_two_processes_learn_as_one_and_either_goes_on_for_the_other(toy, tmp_pa
     assert pretraining(tmp_path, *how, "--out", "one.pt", dropout=0).returncode == 0
     expected = records(tmp_path / "one.tsv")
     for name, before, after in (("down", 2, 1), ("up", 1, 2)):  # of 7 rows one takes 3, the other 4
-        killed(tmp_path, f"{name}.pt", *how, dropout=0, processes=before)
+        assert pretraining(tmp_path, *how, "--out", f"{name}.pt", dropout=0, processes=before, killed=48).returncode
+        assert autobert.load_tensors(tmp_path / f"{name}.pt")["training"]["step"] == 30
         result = pretraining(tmp_path, "--resume", f"{name}.pt", dropout=0, processes=after)
         assert result.returncode == 0 and f'"processes": {after}' in result.stdout, result.stderr
         assert result.stdout.count("step=90/90") == result.stdout.count("wrote") == 1
