@@ -400,12 +400,39 @@ def test_truncated_packed_corpora_are_one_clear_error(tmp_path):
             list(data.read_documents([tmp_path / name]))
 
 
+def corpus_of(documents):
+    """The Corpus of lists of lists of ids."""
+    sentences = [sentence for document in documents for sentence in document]
+    last = np.cumsum([len(document) for document in documents])
+    return data.Corpus(np.array([x for sentence in sentences for x in sentence], np.int32),
+                       np.cumsum([0] + [len(sentence) for sentence in sentences]),
+                       np.array([last - [len(document) for document in documents], last]).T)
+
+
+def documents_of(corpus):
+    """The way back, by the words of Corpus' docstring."""
+    return [[corpus.tokens[corpus.sentences[s]:corpus.sentences[s + 1]].tolist() for s in range(first, last)]
+            for first, last in corpus.documents]
+
+
+@pytest.mark.parametrize("chunk", [1, 60, 1 << 20])
+def test_a_corpus_is_what_the_tokenizer_makes_of_each_sentence(tmp_path, tokenizer, monkeypatch, chunk):
+    monkeypatch.setattr(data, "CHUNK", chunk)  # so that a document spans many chunks, or a chunk many documents
+    (tmp_path / "a.txt").write_text("The hens feed.\n\u200b\nA goat.\n\n\n\u200b\n\nThe boats.\n")
+    (tmp_path / "b.txt").write_text("The cook bakes a pie.\n\nA song.\n\n")
+    corpus = data.load_corpus([tmp_path / "a.txt", tmp_path / "b.txt"], tokenizer)
+    assert tokenizer.encode("\u200b") == [] and corpus.tokens.dtype == np.uint16  # no token, so no sentence
+    assert documents_of(corpus) == [[tokenizer.encode(text) for text in document] for document in (
+        ["The hens feed.", "A goat."], ["The boats."], ["The cook bakes a pie."], ["A song."])]
+
+
 def test_held_out_documents_are_no_training_documents():
     for count in (4, 5, 40, 100):
-        documents = [[np.array([i])] for i in range(count)]
-        train, held = data.split_held_out(documents)
-        numbers = [[int(d[0][0]) for d in part] for part in (train, held)]
+        parts = data.split_held_out(corpus_of([[[i]] for i in range(count)]))
+        numbers = [[document[0][0] for document in documents_of(part)] for part in parts]
         assert sorted(numbers[0] + numbers[1]) == list(range(count)) and min(map(len, numbers)) >= 2
+    train, held = data.split_held_out(corpus_of([[[1, 2], [3], [4, 5]], [[6]]]))  # too few: the tail of each
+    assert documents_of(train) == [[[1, 2], [3]], [[6]]] and documents_of(held) == [[[4, 5]], [[6]]]
 
 
 def test_special_ids_and_offsets(tokenizer):
@@ -426,56 +453,161 @@ def test_the_tokenizer_is_the_same_every_time(toy, tokenizer):
 # ---- data.py: pairs and masks ----
 
 
-def numbered_documents(count=40, sentences=6):
+def numbered_corpus(count=40, sentences=6):
     """Documents whose tokens tell document and place: 1000 * document + running number."""
-    return [[np.arange(5) + 1000 * (i + 1) + 5 * s for s in range(sentences)] for i in range(count)]
+    return corpus_of([[[1000 * (i + 1) + 5 * s + t for t in range(5)] for s in range(sentences)] for i in range(count)])
+
+
+class Recorder:
+    """A generator that keeps what it drew."""
+
+    def __init__(self, seed):
+        self.rng, self.drawn = np.random.default_rng(seed), []
+
+    def __getattr__(self, name):
+        def draw(*args, **kwargs):
+            self.drawn.append(getattr(self.rng, name)(*args, **kwargs))
+            return self.drawn[-1]
+        return draw
+
+
+def pairs_by_hand(documents, n, width, drawn):
+    """make_pairs from the same draws, on lists, a token and a sentence at a time: [(a, b, label)]."""
+    def run(document, start, target):
+        end = start + 1
+        while sum(map(len, document[start:end])) < target and end < len(document):
+            end += 1
+        return end
+
+    drawn, cursor, active, waiting, pairs = iter(drawn), [0] * len(documents), [], list(range(len(documents))), []
+    while active or waiting:
+        while waiting and len(active) < width:
+            active.append(waiting.pop(0))
+        draws = zip(*(next(drawn) for _ in range(8)))
+        for i, (coin, short, inside, random_next, step, foreign, front_a, front_b) in zip(active, draws):
+            document, start = documents[i], cursor[i]
+            target = short if coin < 0.1 else n - 3
+            end = run(document, start, target)
+            split = start + 1 + inside if end > start + 1 else end
+            assert split < end or end == start + 1
+            a = sum(document[start:split], [])
+            label = int(split == end or random_next < 0.5)
+            if label:
+                other = documents[(i + step) % len(documents)]
+                foreign -= sum(map(len, documents[:(i + step) % len(documents)]))  # counted through the corpus
+                b, cursor[i] = sum(other[foreign:run(other, foreign, target - len(a))], []), split
+            else:
+                b, cursor[i] = sum(document[split:end], []), end
+            while len(a) + len(b) > n - 3:
+                side, front = (a, front_a) if len(a) > len(b) else (b, front_b)
+                side.pop(0 if front > 0 else -1)
+                front_a, front_b = front_a - (side is a), front_b - (side is b)
+            assert front_a <= 0 and front_b <= 0  # no more at the front than were cut at all
+            pairs.append((a, b, label))
+        active = [i for i in active if cursor[i] < len(documents[i])]
+    return pairs
+
+
+def sides_of(corpus, pairs):
+    """[(a, b, label)] of an array of PAIR."""
+    return [(corpus.tokens[a:a + a_length].tolist(), corpus.tokens[b:b + b_length].tolist(), label)
+            for a, b, a_length, b_length, label in pairs.tolist()]
+
+
+@pytest.mark.parametrize("n, width", [(5, 3), (24, 1), (24, 7), (64, 1 << 16)])
+def test_pairs_are_those_of_a_plain_loop(n, width, monkeypatch):
+    monkeypatch.setattr(data, "LOCKSTEP", width)
+    rng, ids = random.Random(n), itertools.count(5)
+    documents = [[[next(ids) for _ in range(rng.choice((1, 2, 7, 12, 40)))] for _ in range(rng.randint(1, 12))]
+                 for _ in range(30)]
+    corpus, recorder = corpus_of(documents), Recorder(0)
+    pairs = sides_of(corpus, data.make_pairs(corpus, n, recorder))
+    assert pairs == pairs_by_hand(documents, n, width, recorder.drawn)
+    assert len(pairs) > 50 and {label for *_, label in pairs} == {0, 1}
 
 
 def test_nsp_half_is_random_and_the_random_half_comes_from_another_document():
-    pairs = [pair for seed in range(20) for pair in data.make_pairs(numbered_documents(), 40, random.Random(seed))]
-    labels = Counter(label for *_, label in pairs)
-    for ids, segments, label in pairs:
-        assert ids[0] == data.CLS and ids[-1] == data.SEP and ids.count(data.SEP) == 2 and len(ids) <= 40
-        middle = ids.index(data.SEP)
-        assert segments == [0] * (middle + 1) + [1] * (len(ids) - middle - 1)
-        a, b = ids[1:middle], ids[middle + 1:-1]
-        assert a and b and len({x // 1000 for x in a}) == len({x // 1000 for x in b}) == 1
-        assert (a[0] // 1000 != b[0] // 1000) == bool(label)
-        if not label:
-            assert b[0] > a[-1]
-    assert 0.45 < labels[1] / len(pairs) < 0.75  # a last sentence alone can only get a random partner
+    corpus, others, labels = numbered_corpus(), Counter(), Counter()
+    for seed in range(20):
+        for a, b, label in sides_of(corpus, data.make_pairs(corpus, 40, np.random.default_rng(seed))):
+            labels[label] += 1
+            assert a and b and len(a) + len(b) <= 37 and len({x // 1000 for x in a}) == len({x // 1000 for x in b}) == 1
+            assert (a[0] // 1000 != b[0] // 1000) == bool(label)
+            others[(b[0] // 1000 - a[0] // 1000) % 40] += label
+            assert label or b[0] > a[-1]
+    assert 0.45 < labels[1] / labels.total() < 0.75  # a last sentence alone can only get a random partner
+    expected = labels[1] / 39  # chi-square with 38 degrees of freedom: 75 is passed by chance once in 3,000 times
+    assert not others[0] and sum((others[i] - expected) ** 2 / expected for i in range(1, 40)) < 75
 
 
 def test_unused_segments_are_put_back():
-    """Every sentence of every document is the beginning of a pair or inside one."""
-    ids = {x for pair in data.make_pairs(numbered_documents(), 64, random.Random(0)) for x in pair[0]}
-    expected = {x for document in numbered_documents() for sentence in document for x in sentence.tolist()}
-    assert len(expected - ids) < 0.05 * len(expected)  # what truncation cut off
+    """Every sentence of every document is in an a or in the b that follows it, in order and once."""
+    corpus = numbered_corpus()
+    sides = sides_of(corpus, data.make_pairs(corpus, 64, np.random.default_rng(0)))
+    ids = [x for a, b, label in sides for x in a + b * (1 - label)]
+    for i in range(1, 41):
+        own = [x for x in ids if x // 1000 == i]
+        assert own == sorted(set(own)) and len(own) > 0.5 * 30
+    assert len(ids) > 0.95 * len(corpus.tokens)  # the rest is what truncation cut off
+
+
+def test_the_longer_side_is_cut():
+    for room, first, second in itertools.product(range(2, 12), range(1, 15), range(1, 15)):
+        a, b = first, second
+        while a + b > room:
+            a, b = (a - 1, b) if a > b else (a, b - 1)
+        assert tuple(map(int, data.truncated(np.array(first), np.array(second), room))) == (a, b)
+
+
+def test_each_token_is_cut_at_the_front_or_back_by_a_coin():
+    corpus = corpus_of([[list(range(100))], [list(range(1000, 1100))]])  # 200 tokens into 37: 82 and 81 are cut
+    cut = [pair["a"] % 100 for seed in range(1000) for pair in data.make_pairs(corpus, 40, np.random.default_rng(seed))
+           if pair["a_length"] == 19]
+    assert len(cut) > 1500 and abs(np.mean(cut) - 40.5) < 0.5 and abs(np.var(cut) - 81 / 4) < 2.5
+
+
+def test_a_batch_is_assembled_as_by_pack_and_collate():
+    corpus = numbered_corpus()
+    for n in (5, 24, 64):
+        pairs = data.make_pairs(corpus, n, np.random.default_rng(0))
+        rows = [data.pack(a, b, n) for a, b, _ in sides_of(corpus, pairs)]
+        batch, plain = data.assemble(corpus.tokens, pairs, n), data.collate(rows, n)
+        assert all(np.array_equal(batch[key], plain[key]) for key in plain)
+        assert batch["next"].tolist() == pairs["label"].tolist()
 
 
 def test_masking_is_80_10_10_of_15_percent_and_never_special():
-    rng, kinds = np.random.default_rng(0), Counter()
-    for _ in range(4000):
-        ids = [data.CLS, *rng.integers(5, 1000, 20), data.SEP, *rng.integers(5, 1000, 16), data.SEP, data.PAD]
-        masked, positions, targets = data.mask_tokens(ids, 1000, rng)
-        assert len(positions) == len(set(positions.tolist())) == round(0.15 * 39)
-        assert [ids[p] for p in positions] == targets.tolist()
-        assert min(targets) >= 5 and min(masked[positions]) >= data.MASK
-        assert all(masked[i] == ids[i] for i in range(40) if i not in positions)
-        for p in positions:
-            kinds["mask" if masked[p] == data.MASK else "kept" if masked[p] == ids[p] else "random"] += 1
-    total = sum(kinds.values())
-    assert [kinds[kind] / total for kind in ("mask", "random", "kept")] == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(5, 1000, (4000, 40))
+    ids[:, [0, 21, 38, 39]] = data.CLS, data.SEP, data.SEP, data.PAD
+    masked, positions, targets = data.mask_tokens(ids, 1000, rng)
+    rows, columns = np.divmod(positions, 40)
+    assert np.array_equal(np.bincount(rows), np.full(4000, round(0.15 * 39))) and (np.diff(positions) > 0).all()
+    assert np.array_equal(ids.reshape(-1)[positions], targets) and targets.min() >= 5  # never special
+    left = np.ones(ids.shape, bool)
+    left[rows, columns] = False
+    assert np.array_equal(masked[left], ids[left]) and masked[~left].min() >= data.MASK
+    now = masked[rows, columns]
+    shares = [np.mean(kind) for kind in (now == data.MASK, (now != data.MASK) & (now != targets), now == targets)]
+    assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.008)
+    swapped = now[(now != data.MASK) & (now != targets)]
+    assert swapped.min() < 20 and swapped.max() > 985 and abs(np.mean(swapped) - 502) < 25  # 995 ordinary tokens
+    expected = len(positions) / 36  # each place alike: chi-square with 35 degrees of freedom
+    assert sum((np.bincount(columns, minlength=40)[ids[0] >= 5] - expected) ** 2 / expected) < 75
 
 
-@pytest.mark.parametrize("length, count", [(4, 1), (10, 2), (40, 6), (128, 19), (512, 20)])
+@pytest.mark.parametrize("length, count", [(3, 0), (4, 1), (10, 2), (30, 4), (40, 6), (50, 8), (128, 19), (512, 20)])
 def test_the_number_of_masked_positions(length, count):
-    ids = [data.CLS, *range(5, 3 + length), data.SEP]
-    assert len(data.mask_tokens(ids, 600, np.random.default_rng(0), 20)[1]) == count
+    """round(0.15 * length), where 4.5 is 4 and 7.5 is 8; and no place is free in [CLS] [SEP] [SEP]."""
+    ids = np.full((3, 600), data.PAD)
+    ids[1, :length] = [data.CLS, data.SEP, *range(5, 2 + length), data.SEP]
+    ids[::2, :30] = [data.CLS, *range(5, 33), data.SEP]  # other rows change nothing
+    positions = data.mask_tokens(ids, 600, np.random.default_rng(0), 20)[1]
+    assert np.bincount(positions // 600, minlength=3).tolist() == [4, count, 4]
 
 
 def test_a_batch_is_a_function_of_seed_and_step():
-    one, two, other = (data.PretrainingData(numbered_documents(), 32, 4, 90_000, seed) for seed in (3, 3, 4))
+    one, two, other = (data.PretrainingData(numbered_corpus(), 32, 4, 90_000, seed) for seed in (3, 3, 4))
     late = two.batch(one.steps_per_epoch * 2 + 1)  # out of order and in another epoch
     for step in (0, 1, one.steps_per_epoch * 2 + 1):
         a, b = one.batch(step), late if step > 1 else two.batch(step)
@@ -484,6 +616,8 @@ def test_a_batch_is_a_function_of_seed_and_step():
     batch = one.batch(0)
     assert {key: value.shape for key, value in batch.items() if key in ("ids", "segments", "mask", "next")} == {
         "ids": (4, 32), "segments": (4, 32), "mask": (4, 32), "next": (4,)}
+    assert {key: str(value.dtype) for key, value in batch.items()} == {
+        key: "bool" if key == "mask" else "int64" for key in ("ids", "segments", "mask", "next", "positions", "targets")}
     assert np.array_equal(batch["mask"], batch["ids"] != data.PAD)
     assert batch["mask"].reshape(-1)[batch["positions"]].all() and len(batch["positions"]) == len(batch["targets"])
 
