@@ -10,20 +10,28 @@ The toy language at the end of the file stands in for Wikipedia, GLUE and SQuAD 
 
     python data.py show            # one training pair, from raw text to arrays
     python data.py toy FOLDER      # the toy corpus, its eight GLUE tasks and its SQuAD files
+    python data.py prepare --corpus FILES --out FOLDER     # a token cache of any size of corpus
 
 Read after ops.py; nothing here needs torch.
 """
 import argparse
+import collections
 import contextlib
 import gzip
+import hashlib
 import io
 import json
 import lzma
 import math
+import multiprocessing
 import os
 import random
+import resource
+import shutil
+import signal
 import sys
 import tempfile
+import time
 import zlib
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -108,14 +116,42 @@ def write_beside(path, content):
             file.flush()
             os.fsync(file.fileno())
         os.replace(neighbour, path)
-        folder = os.open(path.parent, os.O_RDONLY)  # or a power cut could undo the rename
-        os.fsync(folder)
-        os.close(folder)
+        sync(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save raises the latter on a full disk
         raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
     finally:
         with contextlib.suppress(OSError):
             neighbour.unlink(missing_ok=True)
+
+
+def sync(path):
+    """Have a file, or a folder's list of names, on the disk itself: or a power cut could undo a rename."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+@contextlib.contextmanager
+def folder_beside(path):
+    """A hidden neighbour to fill, which takes the place of `path` at the end: never a half-written folder."""
+    path = Path(os.path.abspath(path))
+    neighbour, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    try:
+        neighbour.mkdir(parents=True)
+        yield neighbour
+        for file in (*neighbour.iterdir(), neighbour):
+            sync(file)
+        if path.exists():
+            os.rename(path, old)
+        os.rename(neighbour, path)
+        sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        if error.filename or isinstance(error, BrokenPipeError):  # has a name of its own; or stdout's reader has left
+            raise
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        shutil.rmtree(neighbour, ignore_errors=True)
 
 
 # ---- Reading documents ----
@@ -307,7 +343,7 @@ def load_corpus(paths, tokenizer):
 
 
 def at_least_two(corpus, name):
-    """The corpus, or a UserError."""
+    """The corpus, or a UserError if NSP cannot be made of so few documents."""
     if len(corpus) < 2:
         raise UserError(f"{name}: one document; NSP needs at least two documents, parted by a blank line")
     return corpus
@@ -500,6 +536,170 @@ class PretrainingData:
         batch = assemble(self.corpus.tokens, rows, self.n)
         ids, positions, targets = mask_tokens(batch["ids"], self.vocab_size, rng, self.max_pred)
         return batch | {"ids": ids.astype(np.int64), "positions": positions, "targets": targets.astype(np.int64)}
+
+
+# ---- The token cache ----
+
+FORMAT = 1  # of the cache's files
+META = {"format": int, "tokens": int, "sentences": int, "documents": int, "dtype": str, "tokenizer": str,
+        "sources": list}  # tokenizer: its SHA-256
+AGAIN = "run `data.py prepare` again"
+
+
+def encode_chunks(pipe):
+    """What a process of `encoders` does: a tokenizer comes first, then chunks, to be sent back as ids."""
+    with contextlib.suppress(EOFError, OSError, MemoryError):  # the other side is gone, or will notice that this one is
+        tokenizer = Tokenizer(pipe.recv())
+        while True:
+            pipe.send(encode_lines(pipe.recv(), tokenizer))
+
+
+@contextlib.contextmanager
+def encoders(count):
+    """Pipes to `count` processes that run encode_chunks. However this process ends, they do: their pipes close."""
+    spawn, started = multiprocessing.get_context("spawn"), []  # spawn: a fork would hold its brothers' pipes open
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which they inherit: Ctrl-C is this process's to handle
+    try:
+        for _ in range(count):
+            ours, theirs = spawn.Pipe()
+            started.append((spawn.Process(target=encode_chunks, args=(theirs,), daemon=True), ours))
+            started[-1][0].start()
+            theirs.close()
+        signal.signal(signal.SIGINT, heard)
+        yield [pipe for _, pipe in started]
+    finally:
+        for process, _ in started:
+            process.kill()
+            process.join()
+        signal.signal(signal.SIGINT, heard)
+
+
+def encoded(pipes, chunks):
+    """Yield encode_lines' results in the order of the chunks; a process has one at a time, which bounds memory."""
+    chunks, busy = iter(chunks), collections.deque()
+    try:
+        for pipe, chunk in zip(pipes, chunks):
+            pipe.send(chunk)
+            busy.append(pipe)
+        for chunk in chunks:
+            result = busy[0].recv()
+            busy[0].send(chunk)
+            busy.rotate(-1)
+            yield result
+        for pipe in busy:
+            yield pipe.recv()
+    except (EOFError, ConnectionError):
+        raise UserError("a process that encoded text has ended; out of memory?") from None
+
+
+def source_of(path):
+    """What tells a source file from a later version of it."""
+    found = os.stat(path)
+    return {"path": os.path.abspath(path), "bytes": found.st_size, "mtime": found.st_mtime_ns}
+
+
+def write_cache(folder, tokenizer, sources, parts):
+    """Write what `indexed` yields, the tokenizer and meta.json into a folder, with a line every few seconds."""
+    start = told = time.monotonic()
+    counts = {"tokens": 0, "sentences": 0, "documents": 0}
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in counts]
+        files[1].write(bytes(8))  # the first sentence's offset
+        for arrays in parts:
+            for name, file, array in zip(counts, files, arrays):
+                file.write(array)
+                counts[name] += len(array)
+            if time.monotonic() > told + 5:
+                told = time.monotonic()
+                print(*(f"{key}={value}" for key, value in counts.items()), f"seconds={told - start:.0f}", flush=True)
+    tokenizer.save(folder / "tokenizer.model")
+    meta = {"format": FORMAT, **counts, "dtype": arrays[0].dtype.name,
+            "tokenizer": hashlib.sha256(tokenizer.proto).hexdigest(), "sources": sources}
+    write_beside(folder / "meta.json", json.dumps(meta, indent=1) + "\n")
+    return counts
+
+
+def prepare(corpus, out, vocab, seed, workers, tokenizer=None, overwrite=False):
+    """Write the token cache `out` of corpus files. tokenizer: a model file, or None to learn `vocab` pieces."""
+    start, sources, read = time.monotonic(), [source_of(path) for path in corpus], 0
+    if os.path.lexists(out) and not (overwrite and os.path.isfile(os.path.join(out, "meta.json"))):
+        raise UserError(f"--out {out!r} exists; give another" + " or --overwrite" * (not overwrite))
+
+    def chunks():
+        nonlocal read
+        for lines in chunked(read_sentences(corpus)):
+            read += sum(map(len, lines)) + len(lines)
+            yield lines
+
+    with folder_beside(out) as folder, encoders(workers) as pipes:  # started while this process, and so they, are small
+        need = sum(source["bytes"] * (3 if Path(source["path"]).suffix in OPENERS else 1) for source in sources) // 2
+        free = shutil.disk_usage(folder).free
+        if free < need:
+            raise UserError(f"--out {out!r}: {free / 1e6:.0f} MB free on its disk; about {need / 1e6:.0f} MB needed")
+        words = Tokenizer.load(tokenizer) if tokenizer else Tokenizer.train(corpus, vocab, seed)
+        learned = time.monotonic()
+        for pipe in pipes:
+            pipe.send(words.proto)
+        counts = write_cache(folder, words, sources, indexed(encoded(pipes, chunks())))
+        at_least_two(range(counts["documents"]), " ".join(map(str, corpus)))
+    now, unit = time.monotonic(), 1 if sys.platform == "darwin" else 1024
+    own, other = (resource.getrusage(who).ru_maxrss * unit / 1e6  # other: of the largest of its processes
+                  for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    print(*(f"{key}={value}" for key, value in counts.items()), f"tokenizer_s={learned - start:.1f}",
+          f"seconds={now - start:.1f} MB/s={read / 1e6 / (now - learned):.1f} peak_MB={own + workers * other:.0f}")
+
+
+def mapped(path, dtype, *shape):
+    """A file's array, memory-mapped; UserError if it is not as long as that."""
+    expected, found = math.prod(shape) * np.dtype(dtype).itemsize, path.stat().st_size if path.is_file() else 0
+    if found != expected:
+        raise UserError(f"{path}: {found:,} bytes, expected {expected:,}, as meta.json tells; {AGAIN}")
+    return np.asarray(np.memmap(path, dtype, "r", shape=shape))
+
+
+def read_meta(path):
+    """A cache's meta.json; UserError if prepare did not write it, or wrote another format."""
+    if not path.is_file():
+        raise UserError(f"{path.parent}: not a token cache; expected a folder that `data.py prepare` wrote")
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        good = all(isinstance(meta[key], kind) for key, kind in META.items()) and meta["dtype"] in ("uint16", "int32")
+        good = good and all(isinstance(source["path"], str) for source in meta["sources"])
+    except (ValueError, KeyError, TypeError):
+        good = False
+    if not good or meta["format"] != FORMAT:
+        raise UserError(f"{path}: not of format {FORMAT}, which this version reads; {AGAIN}")
+    return meta
+
+
+def open_cache(folder):
+    """(Corpus, Tokenizer) of a folder that `data.py prepare` wrote; UserError if it is stale, damaged or none."""
+    folder = Path(folder)
+    meta, tokenizer = read_meta(folder / "meta.json"), Tokenizer.load(folder / "tokenizer.model")
+    if hashlib.sha256(tokenizer.proto).hexdigest() != meta["tokenizer"]:
+        raise UserError(f"{folder / 'tokenizer.model'}: not the one that the tokens were made with; {AGAIN}")
+    for source in meta["sources"]:
+        if os.path.exists(source["path"]) and source_of(source["path"]) != source:
+            raise UserError(f"{folder}: stale, for {source['path']} has changed since; {AGAIN}")
+    corpus = Corpus(mapped(folder / "tokens.bin", meta["dtype"], meta["tokens"]),
+                    mapped(folder / "sentences.bin", np.int64, meta["sentences"] + 1),
+                    mapped(folder / "documents.bin", np.int64, meta["documents"], 2))
+    for name, first, last, total in (("sentences", corpus.sentences[0], corpus.sentences[-1], meta["tokens"]),
+                                     ("documents", corpus.documents[0, 0], corpus.documents[-1, 1], meta["sentences"])):
+        if (first, last) != (0, total):
+            raise UserError(f"{folder / name}.bin: from {first} to {last}, expected 0 to {total}; {AGAIN}")
+    return at_least_two(corpus, folder), tokenizer
+
+
+def open_corpus(paths, vocab, seed):
+    """(Corpus, Tokenizer) of a token cache (vocab: its own or None), or of text files, to learn `vocab` pieces from."""
+    if len(paths) == 1 and os.path.isdir(paths[0]):
+        corpus, tokenizer = open_cache(paths[0])
+        if vocab not in (None, tokenizer.vocab_size):
+            raise UserError(f"{paths[0]}: a token cache with a vocabulary of {tokenizer.vocab_size}, not {vocab}")
+        return corpus, tokenizer
+    tokenizer = Tokenizer.train(paths, vocab, seed)
+    return load_corpus(paths, tokenizer), tokenizer
 
 
 # ---- The toy language ----
@@ -769,11 +969,26 @@ def main(argv=None):
     one.add_argument("--corpus", nargs="+", help="text files, .gz and .xz too; the toy corpus if not given")
     one.add_argument("--vocab", type=number(int, 1, 10**7), default=TOY_VOCAB, help="pieces of the tokenizer")
     one.add_argument("--n", type=number(int, 5, 1 << 16), default=40, help="tokens of a pair")
-    for command in (toy, one):
+    many = commands.add_parser("prepare", help="write a token cache, for training on more text than memory holds",
+                               description="Learn a tokenizer from text files, encode them in several processes and "
+                               "write a token cache: a folder that training maps into memory in place of reading "
+                               "text. The text streams through, so its size does not matter to memory.")
+    many.add_argument("--corpus", nargs="+", required=True,
+                      help="text files, .gz and .xz too: a sentence per line, a blank line between documents")
+    many.add_argument("--out", required=True, help="the cache, a new folder of about half the text's size")
+    words = many.add_mutually_exclusive_group()
+    words.add_argument("--vocab", type=number(int, 1, 10**7), default=30_000, help="pieces of the tokenizer")
+    words.add_argument("--tokenizer", help="a tokenizer.model to take in place of learning one")
+    many.add_argument("--workers", type=number(int, 1, 1024), default=os.cpu_count(),
+                      help="processes that encode; the result is the same for any number")
+    many.add_argument("--overwrite", action="store_true", help="replace a cache that is there")
+    for command in (toy, one, many):
         command.add_argument("--seed", type=number(int, 0, SEEDS), default=0, help="of everything random")
     args = parser.parse_args(argv)
     if args.command == "show":
         show(args.corpus, args.vocab, args.n, args.seed)
+    elif args.command == "prepare":
+        prepare(args.corpus, args.out, args.vocab, args.seed, args.workers, args.tokenizer, args.overwrite)
     elif os.path.isdir(args.folder or ".") and os.listdir(args.folder or ".") and not args.overwrite:
         raise UserError(f"{args.folder}: not empty; name a new folder or add --overwrite")
     else:

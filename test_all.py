@@ -616,8 +616,8 @@ def test_a_batch_is_a_function_of_seed_and_step():
     batch = one.batch(0)
     assert {key: value.shape for key, value in batch.items() if key in ("ids", "segments", "mask", "next")} == {
         "ids": (4, 32), "segments": (4, 32), "mask": (4, 32), "next": (4,)}
-    assert {key: str(value.dtype) for key, value in batch.items()} == {
-        key: "bool" if key == "mask" else "int64" for key in ("ids", "segments", "mask", "next", "positions", "targets")}
+    assert {key for key, value in batch.items() if value.dtype == np.int64} == {
+        "ids", "segments", "next", "positions", "targets"} and batch["mask"].dtype == bool
     assert np.array_equal(batch["mask"], batch["ids"] != data.PAD)
     assert batch["mask"].reshape(-1)[batch["positions"]].all() and len(batch["positions"]) == len(batch["targets"])
 
@@ -628,6 +628,129 @@ def test_packing_cuts_the_longer_side_at_its_end():
     batch = data.collate([([1, 2, 3], [0, 0, 1]), ([4], [0])])
     assert batch["ids"].tolist() == [[1, 2, 3], [4, 0, 0]]
     assert batch["mask"].tolist() == [[True] * 3, [True, False, False]]
+
+
+# ---- data.py: the token cache ----
+
+
+def cached(toy, tokenizer, tmp_path, workers=2):
+    """A token cache of two copied toy files; (its folder, the files)."""
+    files = [shutil.copy(toy / "held-out.txt", tmp_path / name) for name in ("a.txt", "b.txt")]
+    tokenizer.save(tmp_path / "words.model")
+    data.prepare(files, tmp_path / "cache", None, 0, workers, tmp_path / "words.model")
+    return tmp_path / "cache", files
+
+
+def test_a_cache_holds_what_text_files_do(toy, tokenizer, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "CHUNK", 5000)
+    folder, files = cached(toy, tokenizer, tmp_path)
+    monkeypatch.setattr(data, "CHUNK", 1 << 20)
+    read, (corpus, words) = data.load_corpus(files, tokenizer), data.open_corpus([folder], None, 0)
+    for name in ("tokens", "sentences", "documents"):
+        one, two = getattr(corpus, name), getattr(read, name)
+        assert np.array_equal(one, two) and one.dtype == two.dtype and isinstance(one.base, np.memmap)
+    assert words.proto == tokenizer.proto and not list(tmp_path.glob(".*"))
+    one, two = (data.PretrainingData(part, 32, 4, words.vocab_size, 0).batch(9) for part in (corpus, read))
+    assert all(np.array_equal(one[key], two[key]) for key in two)
+    last = f"tokens={len(read.tokens)} sentences={len(read.sentences) - 1} documents=400 tokenizer_s="
+    assert re.search(last + r"\S+ seconds=\S+ MB/s=\S+ peak_MB=\d+\n$", capsys.readouterr().out)
+
+
+def test_any_number_of_workers_writes_the_same_cache(toy, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "CHUNK", 5000)
+    found = []
+    for workers in (1, 2, 3):
+        folder, files = cached(toy, tokenizer, tmp_path, workers)
+        found.append({path.name: path.read_bytes() for path in folder.iterdir() if path.name != "meta.json"})
+        shutil.rmtree(folder)
+    assert found[0] == found[1] == found[2] and len(found[0]) == 4
+
+
+def edited(path, old, new):
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
+@pytest.mark.parametrize("damage, says", [
+    (lambda cache: os.truncate(cache / "tokens.bin", 1000), "tokens.bin: 1,000 bytes, expected "),
+    (lambda cache: (cache / "sentences.bin").open("ab").write(bytes(8)), "sentences.bin: "),
+    (lambda cache: os.remove(cache / "documents.bin"), "documents.bin: 0 bytes"),
+    (lambda cache: (cache / "sentences.bin").open("r+b").write(b"\1"), "sentences.bin: from 1 to"),
+    (lambda cache: (cache / "documents.bin").open("r+b").write(b"\1"), "documents.bin: from 1 to"),
+    (lambda cache: edited(cache / "tokenizer.model", b"hens", b"hons"), "not the one that the tokens were made with"),
+    (lambda cache: os.remove(cache / "tokenizer.model"), "tokenizer.model"),
+    (lambda cache: os.remove(cache / "meta.json"), "not a token cache"),
+    (lambda cache: edited(cache / "meta.json", b'"format": 1', b'"format": 9'), "not of format 1"),
+    (lambda cache: edited(cache / "meta.json", b'"tokens": ', b'"tokens": "x'), "meta.json: not of format 1"),
+    (lambda cache: edited(cache / "meta.json", b'"uint16"', b'"uint99"'), "meta.json: not of format 1"),
+    (lambda cache: edited(cache / "meta.json", b'"path"', b'"way"'), "meta.json: not of format 1"),
+    (lambda cache: (cache / "meta.json").write_text("[]"), "meta.json: not of format 1"),
+    (lambda cache: (cache.parent / "b.txt").open("a").write("One.\n"), "b.txt has changed since"),
+    (lambda cache: os.utime(cache.parent / "b.txt", (1, 1)), "b.txt has changed since"),
+    (lambda cache: shutil.rmtree(cache), "not a token cache"),
+    (lambda cache: os.remove(cache.parent / "b.txt"), None)])  # the text may go
+def test_a_stale_or_damaged_cache_is_noticed(toy, tokenizer, tmp_path_factory, tmp_path, damage, says):
+    folder, _ = cached(toy, tokenizer, tmp_path, 1)
+    damage(folder)
+    with pytest.raises(UserError, match=re.escape(says)) if says else contextlib.nullcontext():
+        data.open_cache(folder)
+
+
+def test_a_caches_vocabulary_is_its_own(toy, tokenizer, tmp_path):
+    folder, files = cached(toy, tokenizer, tmp_path, 1)
+    assert len(data.open_corpus([folder], data.TOY_VOCAB, 0)[0]) == len(data.open_corpus(files, 300, 0)[0]) == 400
+    with pytest.raises(UserError, match="vocabulary of 600, not 300"):
+        data.open_corpus([folder], 300, 0)
+
+
+def test_a_cache_is_replaced_only_on_demand(toy, tokenizer, tmp_path):
+    folder, files = cached(toy, tokenizer, tmp_path, 1)
+    with pytest.raises(UserError, match="exists; give another or --overwrite"):
+        cached(toy, tokenizer, tmp_path, 1)
+    data.prepare(files[:1], folder, 400, 0, 1, overwrite=True)
+    assert data.open_cache(folder)[1].vocab_size == 400 and not list(tmp_path.glob(".*"))
+    with pytest.raises(UserError, match="exists; give another$"):  # a folder of something else
+        data.prepare(files, toy, 400, 0, 1, overwrite=True)
+
+
+def test_a_full_disk_is_noticed_before_and_while_a_cache_is_written(toy, tokenizer, tmp_path, monkeypatch):
+    line = f"{sys.executable} data.py prepare --corpus {toy}/corpus.txt --vocab 300 --out {tmp_path}/c"
+    result = subprocess.run(line.split(), cwd=HERE, capture_output=True, text=True, timeout=100, preexec_fn=lambda:
+                            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)))
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
+    assert "/c: cannot be written (File too large)" in result.stderr
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 30_000))
+    with pytest.raises(UserError, match="0 MB free on its disk; about 0 MB needed"):
+        cached(toy, tokenizer, tmp_path)
+    assert not (tmp_path / "cache").exists() and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_prepare_leaves_no_cache_and_no_process(toy, tokenizer, tmp_path, number):
+    (tmp_path / "long.txt").write_bytes((toy / "corpus.txt").read_bytes() * 20)
+    tokenizer.save(tmp_path / "words.model")
+    line = f"{sys.executable} data.py prepare --corpus {tmp_path}/long.txt --tokenizer {tmp_path}/words.model " \
+           f"--out {tmp_path}/cache --workers 2"
+    started = subprocess.Popen(line.split(), cwd=HERE, stderr=subprocess.PIPE)
+    while not any(path.stat().st_size for path in tmp_path.glob(".cache.*.tmp/tokens.bin")):
+        assert started.poll() is None
+        time.sleep(0.005)
+    children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+    os.kill(started.pid, number)
+    error = started.communicate()[1]
+    assert len(children) >= 2 and not (tmp_path / "cache").exists()
+    late = time.time() + 20
+    while any(Path(f"/proc/{child}").exists() for child in children) and time.time() < late:
+        time.sleep(0.01)
+    assert time.time() < late
+    if number == signal.SIGINT:
+        assert started.returncode == 130 and error == b"error: interrupted\n" and not list(tmp_path.glob(".*"))
+
+
+def test_a_worker_that_dies_is_one_clear_error(tmp_path):
+    with pytest.raises(UserError, match="has ended"), data.encoders(2) as pipes:
+        for pipe in pipes:
+            pipe.send(b"no tokenizer")
+        list(data.encoded(pipes, [["One."]] * 9))
 
 
 # ---- data.py: the toy language ----
@@ -2303,6 +2426,16 @@ def test_sharing_without_a_finished_search_is_one_clear_error(finished, tmp_path
     ("ops.py Q@K(", "does not parse"),
     ("data.py toy {here}", "not empty"),
     ("data.py show --corpus {here}/none.txt", "none.txt"),
+    ("data.py prepare --out {here}/c", "--corpus"),
+    ("data.py prepare --corpus {here}/none.txt --out {here}/c", "none.txt: No such file"),
+    ("data.py prepare --corpus {here}/one.txt --out {here}/c --vocab 40", "two documents"),
+    ("data.py prepare --corpus {here}/empty.txt --out {here}/c --vocab 40", "empty.txt"),
+    ("data.py prepare --corpus {here}/latin.txt --out {here}/c --vocab 40", "latin.txt:3: not UTF-8"),
+    ("data.py prepare --corpus {toy}/held-out.txt --out {here}/c", "vocabulary of 30000"),
+    ("data.py prepare --corpus {toy}/held-out.txt --out {here}", "exists"),
+    ("data.py prepare --corpus {toy}/held-out.txt --out {here}/c --tokenizer {here}/one.txt", "one.txt: not a"),
+    ("data.py prepare --corpus {toy}/held-out.txt --out {here}/c --tokenizer x --vocab 9", "not allowed with"),
+    ("data.py prepare --corpus {toy}/held-out.txt --out {here}/one.txt/c", "one.txt"),
     ("glue.py finetune --checkpoint {here}/one.txt --glue {toy}/glue", "one.txt"),
     ("glue.py finetune --checkpoint {here}/none.pt --glue {toy}/glue", "none.pt"),
     ("glue.py squad --checkpoint x --train {here}/foreign.json --dev {here}/foreign.json", "foreign.json")])
