@@ -488,8 +488,9 @@ def mask_tokens(ids, vocab_size, rng, max_pred=20):
     free = real & (masked != CLS) & (masked != SEP)
     count = np.clip(np.rint(0.15 * real.sum(1, np.uint16)), 1, max_pred).astype(np.int64)  # (B,)
     # The chosen ones have the smallest keys. No two keys of a row are alike: below the random bits stands the column.
-    bits = (n - 1).bit_length()
-    keys = rng.integers(0, 1 << (32 - bits), masked.shape, np.uint32) << bits | np.arange(n, dtype=np.uint32)
+    keys = rng.integers(0, 1 << 64, (len(ids), (n + 1) // 2), np.uint64).view(np.uint32)[:, :n]  # two keys from a draw
+    keys <<= (n - 1).bit_length()
+    keys |= np.arange(n, dtype=np.uint32)
     keys[~free] = np.iinfo(keys.dtype).max
     limit = np.sort(keys, axis=1)[np.arange(len(keys)), count - 1]  # (B,)
     chosen = free & (keys <= limit[:, None])  # subtle: free, for a row may have fewer free places than count
