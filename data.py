@@ -563,8 +563,9 @@ def encoders(count):
     try:
         for _ in range(count):
             ours, theirs = spawn.Pipe()
-            started.append((spawn.Process(target=encode_chunks, args=(theirs,), daemon=True), ours))
-            started[-1][0].start()
+            process = spawn.Process(target=encode_chunks, args=(theirs,), daemon=True)
+            process.start()
+            started.append((process, ours))
             theirs.close()
         signal.signal(signal.SIGINT, heard)
         yield [pipe for _, pipe in started]
@@ -575,10 +576,12 @@ def encoders(count):
         signal.signal(signal.SIGINT, heard)
 
 
-def encoded(pipes, chunks):
+def encoded(pipes, tokenizer, chunks):
     """Yield encode_lines' results in the order of the chunks; a process has one at a time, which bounds memory."""
     chunks, busy = iter(chunks), collections.deque()
     try:
+        for pipe in pipes:
+            pipe.send(tokenizer.proto)
         for pipe, chunk in zip(pipes, chunks):
             pipe.send(chunk)
             busy.append(pipe)
@@ -629,7 +632,7 @@ def prepare(corpus, out, vocab, seed, workers, tokenizer=None, overwrite=False):
     def chunks():
         nonlocal read
         for lines in chunked(read_sentences(corpus)):
-            read += sum(map(len, lines)) + len(lines)
+            read += len("\n".join(lines).encode()) + 1
             yield lines
 
     with folder_beside(out) as folder, encoders(workers) as pipes:  # started while this process, and so they, are small
@@ -639,9 +642,7 @@ def prepare(corpus, out, vocab, seed, workers, tokenizer=None, overwrite=False):
             raise UserError(f"--out {out!r}: {free / 1e6:.0f} MB free on its disk; about {need / 1e6:.0f} MB needed")
         words = Tokenizer.load(tokenizer) if tokenizer else Tokenizer.train(corpus, vocab, seed)
         learned = time.monotonic()
-        for pipe in pipes:
-            pipe.send(words.proto)
-        counts = write_cache(folder, words, sources, indexed(encoded(pipes, chunks())))
+        counts = write_cache(folder, words, sources, indexed(encoded(pipes, words, chunks())))
         at_least_two(range(counts["documents"]), " ".join(map(str, corpus)))
     now, unit = time.monotonic(), 1 if sys.platform == "darwin" else 1024
     own, other = (resource.getrusage(who).ru_maxrss * unit / 1e6  # other: of the largest of its processes
@@ -666,6 +667,7 @@ def read_meta(path):
         meta = json.loads(path.read_text(encoding="utf-8"))
         good = all(isinstance(meta[key], kind) for key, kind in META.items()) and meta["dtype"] in ("uint16", "int32")
         good = good and all(isinstance(source["path"], str) for source in meta["sources"])
+        good = good and min(meta["tokens"], meta["sentences"], meta["documents"]) > 0
     except (ValueError, KeyError, TypeError):
         good = False
     if not good or meta["format"] != FORMAT:

@@ -670,6 +670,12 @@ def edited(path, old, new):
     path.write_bytes(path.read_bytes().replace(old, new))
 
 
+def one_document(cache):
+    """As if the cache had been written from one document, which prepare refuses."""
+    edited(cache / "meta.json", b'"documents": 400', b'"documents": 1')
+    np.array([0, data.read_meta(cache / "meta.json")["sentences"]]).tofile(cache / "documents.bin")
+
+
 @pytest.mark.parametrize("damage, says", [
     (lambda cache: os.truncate(cache / "tokens.bin", 1000), "tokens.bin: 1,000 bytes, expected "),
     (lambda cache: (cache / "sentences.bin").open("ab").write(bytes(8)), "sentences.bin: "),
@@ -686,6 +692,8 @@ def edited(path, old, new):
     (lambda cache: (cache / "meta.json").write_text("[]"), "meta.json: not of format 1"),
     (lambda cache: (cache.parent / "b.txt").open("a").write("One.\n"), "b.txt has changed since"),
     (lambda cache: os.utime(cache.parent / "b.txt", (1, 1)), "b.txt has changed since"),
+    (lambda cache: edited(cache / "meta.json", b'"tokens": ', b'"tokens": -'), "meta.json: not of format 1"),
+    (lambda cache: one_document(cache), "cache: one document"),
     (lambda cache: shutil.rmtree(cache), "not a token cache"),
     (lambda cache: os.remove(cache.parent / "b.txt"), None)])  # the text may go
 def test_a_stale_or_damaged_cache_is_noticed(toy, tokenizer, tmp_path_factory, tmp_path, damage, says):
@@ -746,11 +754,15 @@ def test_a_stopped_prepare_leaves_no_cache_and_no_process(toy, tokenizer, tmp_pa
         assert started.returncode == 130 and error == b"error: interrupted\n" and not list(tmp_path.glob(".*"))
 
 
-def test_a_worker_that_dies_is_one_clear_error(tmp_path):
+def test_an_encoder_that_dies_is_one_clear_error(tokenizer):
+    def chunks():
+        yield from [["One."]] * 5
+        for child in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split():
+            if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
+                os.kill(int(child), signal.SIGKILL)
+        yield from [["One."]] * 5
     with pytest.raises(UserError, match="has ended"), data.encoders(2) as pipes:
-        for pipe in pipes:
-            pipe.send(b"no tokenizer")
-        list(data.encoded(pipes, [["One."]] * 9))
+        list(data.encoded(pipes, tokenizer, chunks()))
 
 
 # ---- data.py: the toy language ----
