@@ -3,28 +3,37 @@
 The paper (AutoBERT-Zero, Sec. 4.1) pre-trains as BERT does: masked language modelling (MLM) plus
 next-sentence prediction (NSP). A corpus holds one sentence per line and a blank line between documents.
 
-    raw lines -> read_documents -> Tokenizer -> load_corpus -> make_pairs (NSP) -> mask_tokens (MLM) -> a batch
+    raw lines -> read_sentences -> Tokenizer -> Corpus -> make_pairs (NSP) -> assemble -> mask_tokens (MLM) -> a batch
 
-Letters: B rows of a batch, n tokens of a row, M masked tokens of a batch.
+Letters: D documents, S sentences, T tokens of a corpus; B rows of a batch, n tokens of a row, M masked ones of a batch.
 The toy language at the end of the file stands in for Wikipedia, GLUE and SQuAD where only minutes are at hand.
 
     python data.py show            # one training pair, from raw text to arrays
     python data.py toy FOLDER      # the toy corpus, its eight GLUE tasks and its SQuAD files
+    python data.py prepare --corpus FILES --out FOLDER     # a token cache of any size of corpus
 
 Read after ops.py; nothing here needs torch.
 """
 import argparse
+import collections
 import contextlib
 import gzip
+import hashlib
 import io
 import json
 import lzma
 import math
+import multiprocessing
 import os
 import random
+import resource
+import shutil
+import signal
 import sys
 import tempfile
+import time
 import zlib
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -107,14 +116,42 @@ def write_beside(path, content):
             file.flush()
             os.fsync(file.fileno())
         os.replace(neighbour, path)
-        folder = os.open(path.parent, os.O_RDONLY)  # or a power cut could undo the rename
-        os.fsync(folder)
-        os.close(folder)
+        sync(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save raises the latter on a full disk
         raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
     finally:
         with contextlib.suppress(OSError):
             neighbour.unlink(missing_ok=True)
+
+
+def sync(path):
+    """Have a file, or a folder's list of names, on the disk itself: or a power cut could undo a rename."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+@contextlib.contextmanager
+def folder_beside(path):
+    """A hidden neighbour to fill, which takes the place of `path` at the end: never a half-written folder."""
+    path = Path(os.path.abspath(path))
+    neighbour, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    try:
+        neighbour.mkdir(parents=True)
+        yield neighbour
+        for file in (*neighbour.iterdir(), neighbour):
+            sync(file)
+        if path.exists():
+            os.rename(path, old)
+        os.rename(neighbour, path)
+        sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        if error.filename or isinstance(error, BrokenPipeError):  # has a name of its own; or stdout's reader has left
+            raise
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        shutil.rmtree(neighbour, ignore_errors=True)
 
 
 # ---- Reading documents ----
@@ -137,47 +174,28 @@ def read_lines(path):
         raise UserError(f"{path}:{number + 1}: broken {path.suffix} file ({error})") from None
 
 
-def read_documents(paths):
-    """Yield documents, each a list of sentences (str): one per line, blank line(s) between documents."""
-    paths, document, count = [paths] if isinstance(paths, (str, Path)) else list(paths), [], 0
+def read_sentences(paths):
+    """Yield the sentences (str) of files, one per line, and "" after a document's last, which blank line(s) end."""
+    paths, inside, count = [paths] if isinstance(paths, (str, Path)) else list(paths), False, 0
     for path in paths:
         for _, line in chain(read_lines(path), [(0, "")]):  # the end of a file ends its last document
-            if line.strip():
-                document.append(line.strip())
-            elif document:
-                yield document
-                document, count = [], count + 1
+            line = line.strip()
+            if line or inside:
+                yield line
+                inside, count = bool(line), count + 1
     if not count:
         raise UserError(f"{', '.join(map(str, paths))}: no text; expected one sentence per line")
 
 
-def load_corpus(paths, tokenizer):
-    """The documents of corpus files, each a list of int32 arrays of token ids, one per sentence (never empty)."""
-    documents = []
-    for document in read_documents(paths):
-        sentences = [np.array(ids, np.int32) for ids in map(tokenizer.encode, document) if ids]
-        if sentences:
-            documents.append(sentences)
-    if len(documents) < 2:
-        names = " ".join(map(str, paths))
-        raise UserError(f"{names}: one document; NSP needs at least two documents, parted by a blank line")
-    return documents
-
-
-def split_held_out(documents, share=0.05):
-    """(training, held-out) documents, at least two on each side, the same ones every time.
-
-    Held out are documents at even distances; of fewer than four the tail of each instead (a document of one sentence
-    is then on both sides).
-    """
-    total = len(documents)
-    if total < 4:
-        cuts = [max(1, len(document) * 9 // 10) for document in documents]
-        return ([document[:cut] for document, cut in zip(documents, cuts)],
-                [document[cut:] or document for document, cut in zip(documents, cuts)])
-    count = min(max(2, round(share * total)), total - 2)
-    held = {(2 * i + 1) * total // (2 * count) for i in range(count)}
-    return [documents[i] for i in range(total) if i not in held], [documents[i] for i in sorted(held)]
+def read_documents(paths):
+    """Yield documents, each a list of sentences (str)."""
+    document = []
+    for line in read_sentences(paths):
+        if line:
+            document.append(line)
+        else:
+            yield document
+            document = []
 
 
 # ---- Tokenizer ----
@@ -266,6 +284,89 @@ class Tokenizer:
         return [self.model.id_to_piece(int(i)) for i in ids]
 
 
+# ---- A corpus as arrays ----
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Token ids of documents, in memory or memory-mapped. len() is the number of documents."""
+    tokens: np.ndarray     # (T,) uint16 or int32: all sentences, one after another
+    sentences: np.ndarray  # (S + 1,) int64: sentence s is tokens[sentences[s]:sentences[s + 1]], never empty
+    documents: np.ndarray  # (D, 2) int64: the first sentence of a document and the one past its last
+
+    def __len__(self):
+        return len(self.documents)
+
+
+CHUNK = 1 << 20  # characters that are encoded at once
+
+
+def chunked(sentences):
+    """Yield lists of consecutive sentences with about CHUNK characters each; a document may span several."""
+    chunk, length = [], 0
+    for line in sentences:
+        chunk.append(line)
+        length += len(line) + 1
+        if length >= CHUNK:
+            yield chunk
+            chunk, length = [], 0
+    yield chunk
+
+
+def encode_lines(lines, tokenizer):
+    """(ids uint16 or int32, lengths int32) of read_sentences' lines: -1 is a document's end; empty ones are dropped.
+
+    Example: ["The hens.", "\u200b", ""] -> [31, 57, 6], [3, -1]
+    """
+    rows = tokenizer.model.encode(lines, num_threads=1)
+    lengths = [len(row) if line else -1 for line, row in zip(lines, rows) if row or not line]
+    ids = np.fromiter(chain.from_iterable(rows), np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32)
+    return ids, np.array(lengths, np.int32)
+
+
+def indexed(parts):
+    """Of encode_lines' results in order, yield Corpus' arrays part by part: ids, ends of sentences, documents."""
+    total = sentences = first = 0
+    for ids, lengths in parts:
+        real = lengths >= 0
+        ends = total + np.cumsum(lengths[real], dtype=np.int64)
+        bounds = np.unique(np.append(first, sentences + np.cumsum(real)[~real]))  # so that no document is empty
+        yield ids, ends, np.stack([bounds[:-1], bounds[1:]], axis=1)
+        total, sentences, first = total + len(ids), sentences + len(ends), bounds[-1]
+
+
+def load_corpus(paths, tokenizer):
+    """Corpus files in memory; UserError if they hold fewer than two documents."""
+    parts = (encode_lines(lines, tokenizer) for lines in chunked(read_sentences(paths)))
+    ids, ends, documents = map(np.concatenate, zip(*indexed(parts)))
+    return at_least_two(Corpus(ids, np.append(0, ends), documents), " ".join(map(str, paths)))
+
+
+def at_least_two(corpus, name):
+    """The corpus, or a UserError if NSP cannot be made of so few documents."""
+    if len(corpus) < 2:
+        raise UserError(f"{name}: one document; NSP needs at least two documents, parted by a blank line")
+    return corpus
+
+
+def split_held_out(corpus, share=0.05):
+    """(training, held-out) Corpus of the same tokens, at least two documents each, the same ones every time.
+
+    Held out are documents at even distances; of fewer than four the tail of each instead (a document of one sentence
+    is then on both sides).
+    """
+    total, (first, last) = len(corpus), corpus.documents.T
+    if total < 4:
+        cut = first + np.maximum(1, (last - first) * 9 // 10)
+        rows = np.stack([first, cut], axis=1), np.stack([np.where(cut < last, cut, first), last], axis=1)
+    else:
+        count = min(max(2, round(share * total)), total - 2)
+        held = np.zeros(total, bool)
+        held[(2 * np.arange(count) + 1) * total // (2 * count)] = True
+        rows = corpus.documents[~held], corpus.documents[held]
+    return tuple(replace(corpus, documents=part) for part in rows)
+
+
 # ---- Packing and batching (BERT, Sec. 3 and A.2) ----
 
 
@@ -297,69 +398,110 @@ def collate(rows, n=None):
 # ---- Sentence pairs for NSP (BERT, A.2) ----
 
 SHORT_PAIRS = 0.1  # so that pre-training sees short inputs too
+LOCKSTEP = 1 << 16  # documents that draw at once: enough to hide Python's cost, few enough for the processor's cache
+PAIR = np.dtype([("a", np.int64), ("b", np.int64), ("a_length", np.uint16), ("b_length", np.uint16),
+                 ("label", np.int8)])  # a and b: where in tokens; 21 bytes, for 10 GB of text make 30 million pairs
 
 
-def make_pairs(documents, n, rng):
-    """One pass over the documents: a list of (ids, segments, label), each of at most n tokens.
+def make_pairs(corpus, n, rng):
+    """One pass over the documents: an array (pairs,) of PAIR, at most n tokens each when packed, not yet shuffled.
 
     Label 0: b follows a. Label 1: b comes from another document; the segments it replaced are put back.
-    rng: random.Random.
+    rng: np.random.Generator.
     """
-    if n < 5:
-        raise UserError(f"{n} tokens per pair; at least 5 hold [CLS] a [SEP] b [SEP]")
-    pairs = []
-    for index, document in enumerate(documents):
-        start = 0
-        while start < len(document):
-            # CHOICE: a length per pair. BERT draws one per document, which may cut a whole book into tiny pairs.
-            target = rng.randint(2, n - 3) if rng.random() < SHORT_PAIRS else n - 3
-            end = take(document, start, target)
-            split = rng.randint(start + 1, end - 1) if end - start > 1 else end
-            a = np.concatenate(document[start:split]).tolist()
-            label = int(split == end or rng.random() < 0.5)
-            if label:
-                other = documents[(index + rng.randint(1, len(documents) - 1)) % len(documents)]
-                first = rng.randrange(len(other))
-                b = np.concatenate(other[first:take(other, first, target - len(a))]).tolist()
-                end = split  # put back what b replaced
-            else:
-                b = np.concatenate(document[split:end]).tolist()
-            while len(a) + len(b) > n - 3:  # the longer one, at its front or back by a coin
-                (a if len(a) > len(b) else b).pop(0 if rng.random() < 0.5 else -1)
-            pairs.append((*pack(a, b, n), label))
-            start = end
-    return pairs
+    if not 5 <= n <= 1 << 16:
+        raise UserError(f"{n} tokens per pair; 5 to {1 << 16:,} hold [CLS] a [SEP] b [SEP]")
+    first, last = corpus.documents.T
+    cursor = first.copy()  # (D,): the next sentence of every document
+    pairs, count = np.empty((last - first).sum(), PAIR), 0  # a sentence each, or more; a page never touched is free
+    active, following = np.arange(0), 0
+    while len(active) or following < len(corpus):
+        fresh = np.arange(following, min(following + LOCKSTEP - len(active), len(corpus)))
+        active, following = np.append(active, fresh), following + len(fresh)
+        drawn = pairs[count:count + len(active)]
+        cursor[active] = draw_pairs(corpus, active, cursor[active], n, rng, drawn)
+        count += len(active)
+        active = active[cursor[active] < last[active]]
+    return pairs[:count]
 
 
-def take(document, start, target):
-    """The end of the shortest run of sentences from start with at least target tokens, or the document's end."""
-    length = 0
-    for end in range(start, len(document)):
-        length += len(document[end])
-        if length >= target:
-            return end + 1
-    return len(document)
+def draw_pairs(corpus, index, start, n, rng, pairs):
+    """Fill `pairs`, one for each document `index` from sentence `start` on; return where each goes on. All (k,)."""
+    room, size, (first, last) = n - 3, len(index), corpus.documents.T
+    # CHOICE: a length per pair. BERT draws one per document, which may cut a whole book into tiny pairs.
+    target = np.where(rng.random(size) < SHORT_PAIRS, rng.integers(2, room, size, endpoint=True), room)
+    end = take(corpus.sentences, start, last[index], target)
+    split = start + 1 + rng.integers(0, np.maximum(end - start - 1, 1))  # subtle: = end if there is one sentence
+    label = (split == end) | (rng.random(size) < 0.5)
+    a, a_end = corpus.sentences[start], corpus.sentences[split]
+    other = (index + rng.integers(1, len(corpus), size)) % len(corpus)
+    foreign = rng.integers(first[other], last[other])
+    foreign_end = take(corpus.sentences, foreign, last[other], target - (a_end - a))
+    b = corpus.sentences[np.where(label, foreign, split)]
+    b_end = corpus.sentences[np.where(label, foreign_end, end)]
+    kept_a, kept_b = truncated(a_end - a, b_end - b, room)
+    pairs["a"] = a + rng.binomial(a_end - a - kept_a, 0.5)  # each token goes at the front or back by a coin
+    pairs["b"] = b + rng.binomial(b_end - b - kept_b, 0.5)
+    pairs["a_length"], pairs["b_length"], pairs["label"] = kept_a, kept_b, label
+    return np.where(label, split, end)  # put back what b replaced
+
+
+def take(sentences, start, last, target):
+    """The ends (k,) of the shortest runs of sentences from `start` with `target` tokens or more, but at most `last`."""
+    return np.minimum(np.searchsorted(sentences, sentences[start] + np.maximum(target, 1)), last)
+
+
+def truncated(a, b, room):
+    """The lengths of both sides when the longer one, b if they are equal, loses a token until a + b <= room."""
+    kept = np.minimum(a, np.maximum(room - b, (room + 1) // 2))
+    return kept, np.minimum(b, room - kept)
+
+
+def assemble(tokens, pairs, n):
+    """What pack and collate make of PAIRs, for all rows at once: "ids", "segments", "mask" (B, n), "next" (B,).
+
+    ids are of the tokens' type, which is quicker to mask; the others as collate's.
+    """
+    a, b, a_length, b_length, label = (pairs[name].astype(np.int64) for name in PAIR.names)
+    place = np.arange(n)
+    middle = a_length[:, None] + 1             # (B, 1): where a's [SEP] stands
+    last = middle + b_length[:, None] + 1      # (B, 1): where b's does
+    second = (place > middle) & (place <= last)
+    where = place + np.where(second, b[:, None] - middle, a[:, None]) - 1  # (B, n), wrong at special ids
+    ids = tokens.take(where, mode="clip")
+    mask = place <= last
+    ids[:, 0], ids[(place == middle) | (place == last)], ids[~mask] = CLS, SEP, PAD
+    return {"ids": ids, "segments": second.astype(np.int64), "mask": mask, "next": label}
 
 
 # ---- Masking for MLM (BERT, Sec. 3.1) ----
 
 
 def mask_tokens(ids, vocab_size, rng, max_pred=20):
-    """(ids, positions, targets): a masked copy, the chosen positions in order, the tokens that stood there.
+    """(ids, positions, targets) of rows (B, n): a masked copy, places (M,) in the flat B*n, what stood there (M,).
 
-    15 % of the tokens are chosen, at least one and at most max_pred, never [CLS], [SEP] or [PAD]; of these
+    15 % of a row's tokens are chosen, at least one and at most max_pred, never [CLS], [SEP] or [PAD]; of these
     80 % become [MASK], 10 % a random ordinary token, 10 % stay. rng: np.random.Generator.
     """
-    ids = np.array(ids, np.int64)
-    free = np.flatnonzero((ids != PAD) & (ids != CLS) & (ids != SEP))
-    count = min(max_pred, max(1, round(0.15 * np.count_nonzero(ids != PAD))), len(free))
-    positions = np.sort(rng.permutation(free)[:count])
-    targets = ids[positions]
-    coin = rng.random(count)  # subtle: one draw decides, not two coins in a row
-    ids[positions[coin < 0.8]] = MASK
+    masked, n = np.array(ids), ids.shape[1]
+    real = masked != PAD
+    free = real & (masked != CLS) & (masked != SEP)
+    count = np.clip(np.rint(0.15 * real.sum(1, np.uint16)), 1, max_pred).astype(np.int64)  # (B,)
+    # The chosen ones have the smallest keys. No two keys of a row are alike: below the random bits stands the column.
+    keys = rng.integers(0, 1 << 64, (len(ids), (n + 1) // 2), np.uint64).view(np.uint32)[:, :n]  # two keys from a draw
+    keys <<= (n - 1).bit_length()
+    keys |= np.arange(n, dtype=np.uint32)
+    keys[~free] = np.iinfo(keys.dtype).max
+    limit = np.sort(keys, axis=1)[np.arange(len(keys)), count - 1]  # (B,)
+    chosen = free & (keys <= limit[:, None])  # subtle: free, for a row may have fewer free places than count
+    positions = np.flatnonzero(chosen)
+    flat = masked.reshape(-1)
+    targets = flat[positions]
+    coin = rng.random(len(positions))  # subtle: one draw decides, not two coins in a row
+    flat[positions[coin < 0.8]] = MASK
     swapped = positions[(coin >= 0.8) & (coin < 0.9)]
-    ids[swapped] = rng.integers(FIRST_WORD, vocab_size, len(swapped))
-    return ids, positions, targets
+    flat[swapped] = rng.integers(FIRST_WORD, vocab_size, len(swapped))
+    return masked, positions, targets
 
 
 class PretrainingData:
@@ -369,8 +511,8 @@ class PretrainingData:
     epoch, a few pairs longer or shorter, is cut or begun again there. CHOICE: every batch is n wide.
     """
 
-    def __init__(self, documents, n, batch, vocab_size, seed, max_pred=20):
-        self.documents, self.n, self.size, self.seed = documents, n, batch, seed
+    def __init__(self, corpus, n, batch, vocab_size, seed, max_pred=20):
+        self.corpus, self.n, self.size, self.seed = corpus, n, batch, seed % 2**32
         self.vocab_size, self.max_pred, self.epoch = vocab_size, max_pred, None
         self.load_epoch(0)
         self.steps_per_epoch = max(1, len(self.pairs) // batch)
@@ -378,26 +520,189 @@ class PretrainingData:
     def load_epoch(self, epoch):
         """Draw and shuffle the pairs of one epoch, unless they are at hand."""
         if epoch != self.epoch:
-            rng = random.Random(f"pairs {self.seed} {epoch}")
-            self.pairs = [(np.array(ids, np.int32), np.array(segments, np.int8), label)  # a tenth of a list's memory
-                          for ids, segments, label in make_pairs(self.documents, self.n, rng)]
+            rng, self.pairs, self.epoch = np.random.default_rng([self.seed, epoch, 1]), None, None  # frees the last
+            self.pairs = make_pairs(self.corpus, self.n, rng)
             rng.shuffle(self.pairs)
             self.epoch = epoch
 
     def batch(self, step):
-        """The batch of a step: collate's arrays, "next" (B,), "positions" (M,) and "targets" (M,), all int64.
+        """The batch of a step: assemble's arrays, masked, with "positions" (M,) and "targets" (M,), all int64.
 
         next: 1 = b is from another document. positions count through the flat B*n.
         """
         epoch, k = divmod(step, self.steps_per_epoch)
         self.load_epoch(epoch)
-        rng = np.random.default_rng([self.seed % 2**32, step])
-        rows = [self.pairs[i % len(self.pairs)] for i in range(k * self.size, (k + 1) * self.size)]
-        masked = [mask_tokens(ids, self.vocab_size, rng, self.max_pred) for ids, _, _ in rows]
-        (_, segments, labels), (ids, positions, targets) = zip(*rows), zip(*masked)
-        return collate(list(zip(ids, segments)), self.n) | {
-            "positions": np.concatenate([i * self.n + place for i, place in enumerate(positions)]),
-            "targets": np.concatenate(targets), "next": np.array(labels, np.int64)}
+        rng = np.random.default_rng([self.seed, step])
+        rows = self.pairs[np.arange(k * self.size, (k + 1) * self.size) % len(self.pairs)]
+        batch = assemble(self.corpus.tokens, rows, self.n)
+        ids, positions, targets = mask_tokens(batch["ids"], self.vocab_size, rng, self.max_pred)
+        return batch | {"ids": ids.astype(np.int64), "positions": positions, "targets": targets.astype(np.int64)}
+
+
+# ---- The token cache ----
+
+FORMAT = 1  # of the cache's files
+META = {"format": int, "tokens": int, "sentences": int, "documents": int, "dtype": str, "tokenizer": str,
+        "sources": list}  # tokenizer: its SHA-256
+AGAIN = "run `data.py prepare` again"
+
+
+def encode_chunks(pipe):
+    """What a process of `encoders` does: a tokenizer comes first, then chunks, to be sent back as ids."""
+    with contextlib.suppress(EOFError, OSError, MemoryError):  # the other side is gone, or will notice that this one is
+        tokenizer = Tokenizer(pipe.recv())
+        while True:
+            pipe.send(encode_lines(pipe.recv(), tokenizer))
+
+
+@contextlib.contextmanager
+def encoders(count):
+    """Pipes to `count` processes that run encode_chunks. However this process ends, they do: their pipes close."""
+    spawn, started = multiprocessing.get_context("spawn"), []  # spawn: a fork would hold its brothers' pipes open
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which they inherit: Ctrl-C is this process's to handle
+    try:
+        for _ in range(count):
+            ours, theirs = spawn.Pipe()
+            process = spawn.Process(target=encode_chunks, args=(theirs,), daemon=True)
+            process.start()
+            started.append((process, ours))
+            theirs.close()
+        signal.signal(signal.SIGINT, heard)
+        yield [pipe for _, pipe in started]
+    finally:
+        for process, _ in started:
+            process.kill()
+            process.join()
+        signal.signal(signal.SIGINT, heard)
+
+
+def encoded(pipes, tokenizer, chunks):
+    """Yield encode_lines' results in the order of the chunks; a process has one at a time, which bounds memory."""
+    chunks, busy = iter(chunks), collections.deque()
+    try:
+        for pipe in pipes:
+            pipe.send(tokenizer.proto)
+        for pipe, chunk in zip(pipes, chunks):
+            pipe.send(chunk)
+            busy.append(pipe)
+        for chunk in chunks:
+            result = busy[0].recv()
+            busy[0].send(chunk)
+            busy.rotate(-1)
+            yield result
+        for pipe in busy:
+            yield pipe.recv()
+    except (EOFError, ConnectionError):
+        raise UserError("a process that encoded text has ended; out of memory?") from None
+
+
+def source_of(path):
+    """What tells a source file from a later version of it."""
+    found = os.stat(path)
+    return {"path": os.path.abspath(path), "bytes": found.st_size, "mtime": found.st_mtime_ns}
+
+
+def write_cache(folder, tokenizer, sources, parts):
+    """Write what `indexed` yields, the tokenizer and meta.json into a folder, with a line every few seconds."""
+    start = told = time.monotonic()
+    counts = {"tokens": 0, "sentences": 0, "documents": 0}
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in counts]
+        files[1].write(bytes(8))  # the first sentence's offset
+        for arrays in parts:
+            for name, file, array in zip(counts, files, arrays):
+                file.write(array)
+                counts[name] += len(array)
+            if time.monotonic() > told + 5:
+                told = time.monotonic()
+                print(*(f"{key}={value}" for key, value in counts.items()), f"seconds={told - start:.0f}", flush=True)
+    tokenizer.save(folder / "tokenizer.model")
+    meta = {"format": FORMAT, **counts, "dtype": arrays[0].dtype.name,
+            "tokenizer": hashlib.sha256(tokenizer.proto).hexdigest(), "sources": sources}
+    write_beside(folder / "meta.json", json.dumps(meta, indent=1) + "\n")
+    return counts
+
+
+def prepare(corpus, out, vocab, seed, workers, tokenizer=None, overwrite=False):
+    """Write the token cache `out` of corpus files. tokenizer: a model file, or None to learn `vocab` pieces."""
+    start, sources, read = time.monotonic(), [source_of(path) for path in corpus], 0
+    if os.path.lexists(out) and not (overwrite and os.path.isfile(os.path.join(out, "meta.json"))):
+        raise UserError(f"--out {out!r} exists; give another" + " or --overwrite" * (not overwrite))
+
+    def chunks():
+        nonlocal read
+        for lines in chunked(read_sentences(corpus)):
+            read += len("\n".join(lines).encode()) + 1
+            yield lines
+
+    with folder_beside(out) as folder, encoders(workers) as pipes:  # started while this process, and so they, are small
+        need = sum(source["bytes"] * (3 if Path(source["path"]).suffix in OPENERS else 1) for source in sources) // 2
+        free = shutil.disk_usage(folder).free
+        if free < need:
+            raise UserError(f"--out {out!r}: {free / 1e6:.0f} MB free on its disk; about {need / 1e6:.0f} MB needed")
+        words = Tokenizer.load(tokenizer) if tokenizer else Tokenizer.train(corpus, vocab, seed)
+        learned = time.monotonic()
+        counts = write_cache(folder, words, sources, indexed(encoded(pipes, words, chunks())))
+        at_least_two(range(counts["documents"]), " ".join(map(str, corpus)))
+    now, unit = time.monotonic(), 1 if sys.platform == "darwin" else 1024
+    own, other = (resource.getrusage(who).ru_maxrss * unit / 1e6  # other: of the largest of its processes
+                  for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    print(*(f"{key}={value}" for key, value in counts.items()), f"tokenizer_s={learned - start:.1f}",
+          f"seconds={now - start:.1f} MB/s={read / 1e6 / (now - learned):.1f} peak_MB={own + workers * other:.0f}")
+
+
+def mapped(path, dtype, *shape):
+    """A file's array, memory-mapped; UserError if it is not as long as that."""
+    expected, found = math.prod(shape) * np.dtype(dtype).itemsize, path.stat().st_size if path.is_file() else 0
+    if found != expected:
+        raise UserError(f"{path}: {found:,} bytes, expected {expected:,}, as meta.json tells; {AGAIN}")
+    return np.asarray(np.memmap(path, dtype, "r", shape=shape))
+
+
+def read_meta(path):
+    """A cache's meta.json; UserError if prepare did not write it, or wrote another format."""
+    if not path.is_file():
+        raise UserError(f"{path.parent}: not a token cache; expected a folder that `data.py prepare` wrote")
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        good = all(isinstance(meta[key], kind) for key, kind in META.items()) and meta["dtype"] in ("uint16", "int32")
+        good = good and all(isinstance(source["path"], str) for source in meta["sources"])
+        good = good and min(meta["tokens"], meta["sentences"], meta["documents"]) > 0
+    except (ValueError, KeyError, TypeError):
+        good = False
+    if not good or meta["format"] != FORMAT:
+        raise UserError(f"{path}: not of format {FORMAT}, which this version reads; {AGAIN}")
+    return meta
+
+
+def open_cache(folder):
+    """(Corpus, Tokenizer) of a folder that `data.py prepare` wrote; UserError if it is stale, damaged or none."""
+    folder = Path(folder)
+    meta, tokenizer = read_meta(folder / "meta.json"), Tokenizer.load(folder / "tokenizer.model")
+    if hashlib.sha256(tokenizer.proto).hexdigest() != meta["tokenizer"]:
+        raise UserError(f"{folder / 'tokenizer.model'}: not the one that the tokens were made with; {AGAIN}")
+    for source in meta["sources"]:
+        if os.path.exists(source["path"]) and source_of(source["path"]) != source:
+            raise UserError(f"{folder}: stale, for {source['path']} has changed since; {AGAIN}")
+    corpus = Corpus(mapped(folder / "tokens.bin", meta["dtype"], meta["tokens"]),
+                    mapped(folder / "sentences.bin", np.int64, meta["sentences"] + 1),
+                    mapped(folder / "documents.bin", np.int64, meta["documents"], 2))
+    for name, first, last, total in (("sentences", corpus.sentences[0], corpus.sentences[-1], meta["tokens"]),
+                                     ("documents", corpus.documents[0, 0], corpus.documents[-1, 1], meta["sentences"])):
+        if (first, last) != (0, total):
+            raise UserError(f"{folder / name}.bin: from {first} to {last}, expected 0 to {total}; {AGAIN}")
+    return at_least_two(corpus, folder), tokenizer
+
+
+def open_corpus(paths, vocab, seed):
+    """(Corpus, Tokenizer) of a token cache (vocab: its own or None), or of text files, to learn `vocab` pieces from."""
+    if len(paths) == 1 and os.path.isdir(paths[0]):
+        corpus, tokenizer = open_cache(paths[0])
+        if vocab not in (None, tokenizer.vocab_size):
+            raise UserError(f"{paths[0]}: a token cache with a vocabulary of {tokenizer.vocab_size}, not {vocab}")
+        return corpus, tokenizer
+    tokenizer = Tokenizer.train(paths, vocab, seed)
+    return load_corpus(paths, tokenizer), tokenizer
 
 
 # ---- The toy language ----
@@ -638,15 +943,17 @@ def show(corpus, vocab, n, seed):
     with tempfile.TemporaryDirectory() as folder:
         corpus = corpus or [write_toy(folder, seed) / "corpus.txt"]
         tokenizer = Tokenizer.train(corpus, vocab, seed)
-        documents = load_corpus(corpus, tokenizer)
+        documents, rng = load_corpus(corpus, tokenizer), np.random.default_rng(seed)
         print("raw text  ", *next(read_documents(corpus))[:4], sep="\n    ")
-    print("pieces    ", *tokenizer.pieces(np.concatenate(documents[0][:4])))
-    for ids, segments, label in make_pairs(documents, n, random.Random(seed))[:2]:
-        masked, positions, targets = mask_tokens(ids, tokenizer.vocab_size, np.random.default_rng(seed % 2**32))
-        print("\nthe pair  ", *tokenizer.pieces(ids))
-        print("segments  ", *segments)
-        print("next      ", label, "(b is from another document)" if label else "(b follows a)")
-        print("masked    ", *tokenizer.pieces(masked))
+    print("pieces    ", *tokenizer.pieces(documents.tokens[:documents.sentences[min(4, documents.documents[0, 1])]]))
+    for pair in make_pairs(documents, n, rng)[:2]:
+        packed = assemble(documents.tokens, pair[None], n)
+        masked, positions, targets = mask_tokens(packed["ids"], tokenizer.vocab_size, rng)
+        real = packed["mask"][0]
+        print("\nthe pair  ", *tokenizer.pieces(packed["ids"][0, real]))
+        print("segments  ", *packed["segments"][0, real])
+        print("next      ", pair["label"], "(b is from another document)" if pair["label"] else "(b follows a)")
+        print("masked    ", *tokenizer.pieces(masked[0, real]))
         print("targets   ", *(f"{where}:{piece}" for where, piece in zip(positions, tokenizer.pieces(targets))))
     batches = PretrainingData(documents, n, 16, tokenizer.vocab_size, seed)
     print(f"\n{len(documents)} documents, {batches.steps_per_epoch} steps of 16 pairs an epoch; a batch:")
@@ -664,12 +971,27 @@ def main(argv=None):
     one = commands.add_parser("show", help="follow two training pairs from raw text to arrays")
     one.add_argument("--corpus", nargs="+", help="text files, .gz and .xz too; the toy corpus if not given")
     one.add_argument("--vocab", type=number(int, 1, 10**7), default=TOY_VOCAB, help="pieces of the tokenizer")
-    one.add_argument("--n", type=number(int, 5, 10**5), default=40, help="tokens of a pair")
-    for command in (toy, one):
+    one.add_argument("--n", type=number(int, 5, 1 << 16), default=40, help="tokens of a pair")
+    many = commands.add_parser("prepare", help="write a token cache, for training on more text than memory holds",
+                               description="Learn a tokenizer from text files, encode them in several processes and "
+                               "write a token cache: a folder that training maps into memory in place of reading "
+                               "text. The text streams through, so its size does not matter to memory.")
+    many.add_argument("--corpus", nargs="+", required=True,
+                      help="text files, .gz and .xz too: a sentence per line, a blank line between documents")
+    many.add_argument("--out", required=True, help="the cache, a new folder of about half the text's size")
+    words = many.add_mutually_exclusive_group()
+    words.add_argument("--vocab", type=number(int, 1, 10**7), default=30_000, help="pieces of the tokenizer")
+    words.add_argument("--tokenizer", help="a tokenizer.model to take in place of learning one")
+    many.add_argument("--workers", type=number(int, 1, 1024), default=os.cpu_count(),
+                      help="processes that encode; the result is the same for any number")
+    many.add_argument("--overwrite", action="store_true", help="replace a cache that is there")
+    for command in (toy, one, many):
         command.add_argument("--seed", type=number(int, 0, SEEDS), default=0, help="of everything random")
     args = parser.parse_args(argv)
     if args.command == "show":
         show(args.corpus, args.vocab, args.n, args.seed)
+    elif args.command == "prepare":
+        prepare(args.corpus, args.out, args.vocab, args.seed, args.workers, args.tokenizer, args.overwrite)
     elif os.path.isdir(args.folder or ".") and os.listdir(args.folder or ".") and not args.overwrite:
         raise UserError(f"{args.folder}: not empty; name a new folder or add --overwrite")
     else:

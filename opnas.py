@@ -440,7 +440,8 @@ class Bench:
         self.batches = data.PretrainingData(documents, s.n, s.batch, self.config.vocab, s.seed)
         self.held_out = data.PretrainingData(held_out, s.n, 64, self.config.vocab, s.seed)
         self.probed = data.PretrainingData(held_out, s.n, 16, self.config.vocab, s.seed).batch(0)
-        tokens = np.bincount(np.concatenate([sentence for document in documents for sentence in document]))
+        places = documents.sentences[documents.documents]  # (D, 2): from where to where in tokens
+        tokens = np.bincount(np.concatenate([documents.tokens[start:end] for start, end in places]))
         share = tokens[tokens > 0] / tokens.sum()
         self.unigram = float(-(share * np.log(share)).sum())  # nats: what knowing only the words' frequencies gives
         self.tuning = glue.FinetuneSettings(s.epochs, s.finetune_lr, batch=s.finetune_batch, warmup=s.finetune_warmup,

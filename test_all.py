@@ -400,12 +400,39 @@ def test_truncated_packed_corpora_are_one_clear_error(tmp_path):
             list(data.read_documents([tmp_path / name]))
 
 
+def corpus_of(documents):
+    """The Corpus of lists of lists of ids."""
+    sentences = [sentence for document in documents for sentence in document]
+    last = np.cumsum([len(document) for document in documents])
+    return data.Corpus(np.array([x for sentence in sentences for x in sentence], np.int32),
+                       np.cumsum([0] + [len(sentence) for sentence in sentences]),
+                       np.array([last - [len(document) for document in documents], last]).T)
+
+
+def documents_of(corpus):
+    """The way back, by the words of Corpus' docstring."""
+    return [[corpus.tokens[corpus.sentences[s]:corpus.sentences[s + 1]].tolist() for s in range(first, last)]
+            for first, last in corpus.documents]
+
+
+@pytest.mark.parametrize("chunk", [1, 60, 1 << 20])
+def test_a_corpus_is_what_the_tokenizer_makes_of_each_sentence(tmp_path, tokenizer, monkeypatch, chunk):
+    monkeypatch.setattr(data, "CHUNK", chunk)  # so that a document spans many chunks, or a chunk many documents
+    (tmp_path / "a.txt").write_text("The hens feed.\n\u200b\nA goat.\n\n\n\u200b\n\nThe boats.\n")
+    (tmp_path / "b.txt").write_text("The cook bakes a pie.\n\nA song.\n\n")
+    corpus = data.load_corpus([tmp_path / "a.txt", tmp_path / "b.txt"], tokenizer)
+    assert tokenizer.encode("\u200b") == [] and corpus.tokens.dtype == np.uint16  # no token, so no sentence
+    assert documents_of(corpus) == [[tokenizer.encode(text) for text in document] for document in (
+        ["The hens feed.", "A goat."], ["The boats."], ["The cook bakes a pie."], ["A song."])]
+
+
 def test_held_out_documents_are_no_training_documents():
     for count in (4, 5, 40, 100):
-        documents = [[np.array([i])] for i in range(count)]
-        train, held = data.split_held_out(documents)
-        numbers = [[int(d[0][0]) for d in part] for part in (train, held)]
+        parts = data.split_held_out(corpus_of([[[i]] for i in range(count)]))
+        numbers = [[document[0][0] for document in documents_of(part)] for part in parts]
         assert sorted(numbers[0] + numbers[1]) == list(range(count)) and min(map(len, numbers)) >= 2
+    train, held = data.split_held_out(corpus_of([[[1, 2], [3], [4, 5]], [[6]]]))  # too few: the tail of each
+    assert documents_of(train) == [[[1, 2], [3]], [[6]]] and documents_of(held) == [[[4, 5]], [[6]]]
 
 
 def test_special_ids_and_offsets(tokenizer):
@@ -426,56 +453,161 @@ def test_the_tokenizer_is_the_same_every_time(toy, tokenizer):
 # ---- data.py: pairs and masks ----
 
 
-def numbered_documents(count=40, sentences=6):
+def numbered_corpus(count=40, sentences=6):
     """Documents whose tokens tell document and place: 1000 * document + running number."""
-    return [[np.arange(5) + 1000 * (i + 1) + 5 * s for s in range(sentences)] for i in range(count)]
+    return corpus_of([[[1000 * (i + 1) + 5 * s + t for t in range(5)] for s in range(sentences)] for i in range(count)])
+
+
+class Recorder:
+    """A generator that keeps what it drew."""
+
+    def __init__(self, seed):
+        self.rng, self.drawn = np.random.default_rng(seed), []
+
+    def __getattr__(self, name):
+        def draw(*args, **kwargs):
+            self.drawn.append(getattr(self.rng, name)(*args, **kwargs))
+            return self.drawn[-1]
+        return draw
+
+
+def pairs_by_hand(documents, n, width, drawn):
+    """make_pairs from the same draws, on lists, a token and a sentence at a time: [(a, b, label)]."""
+    def run(document, start, target):
+        end = start + 1
+        while sum(map(len, document[start:end])) < target and end < len(document):
+            end += 1
+        return end
+
+    drawn, cursor, active, waiting, pairs = iter(drawn), [0] * len(documents), [], list(range(len(documents))), []
+    while active or waiting:
+        while waiting and len(active) < width:
+            active.append(waiting.pop(0))
+        draws = zip(*(next(drawn) for _ in range(8)))
+        for i, (coin, short, inside, random_next, step, foreign, front_a, front_b) in zip(active, draws):
+            document, start = documents[i], cursor[i]
+            target = short if coin < 0.1 else n - 3
+            end = run(document, start, target)
+            split = start + 1 + inside if end > start + 1 else end
+            assert split < end or end == start + 1
+            a = sum(document[start:split], [])
+            label = int(split == end or random_next < 0.5)
+            if label:
+                other = documents[(i + step) % len(documents)]
+                foreign -= sum(map(len, documents[:(i + step) % len(documents)]))  # counted through the corpus
+                b, cursor[i] = sum(other[foreign:run(other, foreign, target - len(a))], []), split
+            else:
+                b, cursor[i] = sum(document[split:end], []), end
+            while len(a) + len(b) > n - 3:
+                side, front = (a, front_a) if len(a) > len(b) else (b, front_b)
+                side.pop(0 if front > 0 else -1)
+                front_a, front_b = front_a - (side is a), front_b - (side is b)
+            assert front_a <= 0 and front_b <= 0  # no more at the front than were cut at all
+            pairs.append((a, b, label))
+        active = [i for i in active if cursor[i] < len(documents[i])]
+    return pairs
+
+
+def sides_of(corpus, pairs):
+    """[(a, b, label)] of an array of PAIR."""
+    return [(corpus.tokens[a:a + a_length].tolist(), corpus.tokens[b:b + b_length].tolist(), label)
+            for a, b, a_length, b_length, label in pairs.tolist()]
+
+
+@pytest.mark.parametrize("n, width", [(5, 3), (24, 1), (24, 7), (64, 1 << 16)])
+def test_pairs_are_those_of_a_plain_loop(n, width, monkeypatch):
+    monkeypatch.setattr(data, "LOCKSTEP", width)
+    rng, ids = random.Random(n), itertools.count(5)
+    documents = [[[next(ids) for _ in range(rng.choice((1, 2, 7, 12, 40)))] for _ in range(rng.randint(1, 12))]
+                 for _ in range(30)]
+    corpus, recorder = corpus_of(documents), Recorder(0)
+    pairs = sides_of(corpus, data.make_pairs(corpus, n, recorder))
+    assert pairs == pairs_by_hand(documents, n, width, recorder.drawn)
+    assert len(pairs) > 50 and {label for *_, label in pairs} == {0, 1}
 
 
 def test_nsp_half_is_random_and_the_random_half_comes_from_another_document():
-    pairs = [pair for seed in range(20) for pair in data.make_pairs(numbered_documents(), 40, random.Random(seed))]
-    labels = Counter(label for *_, label in pairs)
-    for ids, segments, label in pairs:
-        assert ids[0] == data.CLS and ids[-1] == data.SEP and ids.count(data.SEP) == 2 and len(ids) <= 40
-        middle = ids.index(data.SEP)
-        assert segments == [0] * (middle + 1) + [1] * (len(ids) - middle - 1)
-        a, b = ids[1:middle], ids[middle + 1:-1]
-        assert a and b and len({x // 1000 for x in a}) == len({x // 1000 for x in b}) == 1
-        assert (a[0] // 1000 != b[0] // 1000) == bool(label)
-        if not label:
-            assert b[0] > a[-1]
-    assert 0.45 < labels[1] / len(pairs) < 0.75  # a last sentence alone can only get a random partner
+    corpus, others, labels = numbered_corpus(), Counter(), Counter()
+    for seed in range(20):
+        for a, b, label in sides_of(corpus, data.make_pairs(corpus, 40, np.random.default_rng(seed))):
+            labels[label] += 1
+            assert a and b and len(a) + len(b) <= 37 and len({x // 1000 for x in a}) == len({x // 1000 for x in b}) == 1
+            assert (a[0] // 1000 != b[0] // 1000) == bool(label)
+            others[(b[0] // 1000 - a[0] // 1000) % 40] += label
+            assert label or b[0] > a[-1]
+    assert 0.45 < labels[1] / labels.total() < 0.75  # a last sentence alone can only get a random partner
+    expected = labels[1] / 39  # chi-square with 38 degrees of freedom: 75 is passed by chance once in 3,000 times
+    assert not others[0] and sum((others[i] - expected) ** 2 / expected for i in range(1, 40)) < 75
 
 
 def test_unused_segments_are_put_back():
-    """Every sentence of every document is the beginning of a pair or inside one."""
-    ids = {x for pair in data.make_pairs(numbered_documents(), 64, random.Random(0)) for x in pair[0]}
-    expected = {x for document in numbered_documents() for sentence in document for x in sentence.tolist()}
-    assert len(expected - ids) < 0.05 * len(expected)  # what truncation cut off
+    """Every sentence of every document is in an a or in the b that follows it, in order and once."""
+    corpus = numbered_corpus()
+    sides = sides_of(corpus, data.make_pairs(corpus, 64, np.random.default_rng(0)))
+    ids = [x for a, b, label in sides for x in a + b * (1 - label)]
+    for i in range(1, 41):
+        own = [x for x in ids if x // 1000 == i]
+        assert own == sorted(set(own)) and len(own) > 0.5 * 30
+    assert len(ids) > 0.95 * len(corpus.tokens)  # the rest is what truncation cut off
+
+
+def test_the_longer_side_is_cut():
+    for room, first, second in itertools.product(range(2, 12), range(1, 15), range(1, 15)):
+        a, b = first, second
+        while a + b > room:
+            a, b = (a - 1, b) if a > b else (a, b - 1)
+        assert tuple(map(int, data.truncated(np.array(first), np.array(second), room))) == (a, b)
+
+
+def test_each_token_is_cut_at_the_front_or_back_by_a_coin():
+    corpus = corpus_of([[list(range(100))], [list(range(1000, 1100))]])  # 200 tokens into 37: 82 and 81 are cut
+    cut = [pair["a"] % 100 for seed in range(1000) for pair in data.make_pairs(corpus, 40, np.random.default_rng(seed))
+           if pair["a_length"] == 19]
+    assert len(cut) > 1500 and abs(np.mean(cut) - 40.5) < 0.5 and abs(np.var(cut) - 81 / 4) < 2.5
+
+
+def test_a_batch_is_assembled_as_by_pack_and_collate():
+    corpus = numbered_corpus()
+    for n in (5, 24, 64):
+        pairs = data.make_pairs(corpus, n, np.random.default_rng(0))
+        rows = [data.pack(a, b, n) for a, b, _ in sides_of(corpus, pairs)]
+        batch, plain = data.assemble(corpus.tokens, pairs, n), data.collate(rows, n)
+        assert all(np.array_equal(batch[key], plain[key]) for key in plain)
+        assert batch["next"].tolist() == pairs["label"].tolist()
 
 
 def test_masking_is_80_10_10_of_15_percent_and_never_special():
-    rng, kinds = np.random.default_rng(0), Counter()
-    for _ in range(4000):
-        ids = [data.CLS, *rng.integers(5, 1000, 20), data.SEP, *rng.integers(5, 1000, 16), data.SEP, data.PAD]
-        masked, positions, targets = data.mask_tokens(ids, 1000, rng)
-        assert len(positions) == len(set(positions.tolist())) == round(0.15 * 39)
-        assert [ids[p] for p in positions] == targets.tolist()
-        assert min(targets) >= 5 and min(masked[positions]) >= data.MASK
-        assert all(masked[i] == ids[i] for i in range(40) if i not in positions)
-        for p in positions:
-            kinds["mask" if masked[p] == data.MASK else "kept" if masked[p] == ids[p] else "random"] += 1
-    total = sum(kinds.values())
-    assert [kinds[kind] / total for kind in ("mask", "random", "kept")] == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(5, 1000, (4000, 40))
+    ids[:, [0, 21, 38, 39]] = data.CLS, data.SEP, data.SEP, data.PAD
+    masked, positions, targets = data.mask_tokens(ids, 1000, rng)
+    rows, columns = np.divmod(positions, 40)
+    assert np.array_equal(np.bincount(rows), np.full(4000, round(0.15 * 39))) and (np.diff(positions) > 0).all()
+    assert np.array_equal(ids.reshape(-1)[positions], targets) and targets.min() >= 5  # never special
+    left = np.ones(ids.shape, bool)
+    left[rows, columns] = False
+    assert np.array_equal(masked[left], ids[left]) and masked[~left].min() >= data.MASK
+    now = masked[rows, columns]
+    shares = [np.mean(kind) for kind in (now == data.MASK, (now != data.MASK) & (now != targets), now == targets)]
+    assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.008)
+    swapped = now[(now != data.MASK) & (now != targets)]
+    assert swapped.min() < 20 and swapped.max() > 985 and abs(np.mean(swapped) - 502) < 25  # 995 ordinary tokens
+    expected = len(positions) / 36  # each place alike: chi-square with 35 degrees of freedom
+    assert sum((np.bincount(columns, minlength=40)[ids[0] >= 5] - expected) ** 2 / expected) < 75
 
 
-@pytest.mark.parametrize("length, count", [(4, 1), (10, 2), (40, 6), (128, 19), (512, 20)])
+@pytest.mark.parametrize("length, count", [(3, 0), (4, 1), (10, 2), (30, 4), (40, 6), (50, 8), (128, 19), (512, 20)])
 def test_the_number_of_masked_positions(length, count):
-    ids = [data.CLS, *range(5, 3 + length), data.SEP]
-    assert len(data.mask_tokens(ids, 600, np.random.default_rng(0), 20)[1]) == count
+    """round(0.15 * length), where 4.5 is 4 and 7.5 is 8; and no place is free in [CLS] [SEP] [SEP]."""
+    ids = np.full((3, 600), data.PAD)
+    ids[1, :length] = [data.CLS, data.SEP, *range(5, 2 + length), data.SEP]
+    ids[::2, :30] = [data.CLS, *range(5, 33), data.SEP]  # other rows change nothing
+    positions = data.mask_tokens(ids, 600, np.random.default_rng(0), 20)[1]
+    assert np.bincount(positions // 600, minlength=3).tolist() == [4, count, 4]
 
 
 def test_a_batch_is_a_function_of_seed_and_step():
-    one, two, other = (data.PretrainingData(numbered_documents(), 32, 4, 90_000, seed) for seed in (3, 3, 4))
+    one, two, other = (data.PretrainingData(numbered_corpus(), 32, 4, 90_000, seed) for seed in (3, 3, 4))
     late = two.batch(one.steps_per_epoch * 2 + 1)  # out of order and in another epoch
     for step in (0, 1, one.steps_per_epoch * 2 + 1):
         a, b = one.batch(step), late if step > 1 else two.batch(step)
@@ -484,6 +616,8 @@ def test_a_batch_is_a_function_of_seed_and_step():
     batch = one.batch(0)
     assert {key: value.shape for key, value in batch.items() if key in ("ids", "segments", "mask", "next")} == {
         "ids": (4, 32), "segments": (4, 32), "mask": (4, 32), "next": (4,)}
+    assert {key for key, value in batch.items() if value.dtype == np.int64} == {
+        "ids", "segments", "next", "positions", "targets"} and batch["mask"].dtype == bool
     assert np.array_equal(batch["mask"], batch["ids"] != data.PAD)
     assert batch["mask"].reshape(-1)[batch["positions"]].all() and len(batch["positions"]) == len(batch["targets"])
 
@@ -494,6 +628,141 @@ def test_packing_cuts_the_longer_side_at_its_end():
     batch = data.collate([([1, 2, 3], [0, 0, 1]), ([4], [0])])
     assert batch["ids"].tolist() == [[1, 2, 3], [4, 0, 0]]
     assert batch["mask"].tolist() == [[True] * 3, [True, False, False]]
+
+
+# ---- data.py: the token cache ----
+
+
+def cached(toy, tokenizer, tmp_path, workers=2):
+    """A token cache of two copied toy files; (its folder, the files)."""
+    files = [shutil.copy(toy / "held-out.txt", tmp_path / name) for name in ("a.txt", "b.txt")]
+    tokenizer.save(tmp_path / "words.model")
+    data.prepare(files, tmp_path / "cache", None, 0, workers, tmp_path / "words.model")
+    return tmp_path / "cache", files
+
+
+def test_a_cache_holds_what_text_files_do(toy, tokenizer, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "CHUNK", 5000)
+    folder, files = cached(toy, tokenizer, tmp_path)
+    monkeypatch.setattr(data, "CHUNK", 1 << 20)
+    read, (corpus, words) = data.load_corpus(files, tokenizer), data.open_corpus([folder], None, 0)
+    for name in ("tokens", "sentences", "documents"):
+        one, two = getattr(corpus, name), getattr(read, name)
+        assert np.array_equal(one, two) and one.dtype == two.dtype and isinstance(one.base, np.memmap)
+    assert words.proto == tokenizer.proto and not list(tmp_path.glob(".*"))
+    one, two = (data.PretrainingData(part, 32, 4, words.vocab_size, 0).batch(9) for part in (corpus, read))
+    assert all(np.array_equal(one[key], two[key]) for key in two)
+    last = f"tokens={len(read.tokens)} sentences={len(read.sentences) - 1} documents=400 tokenizer_s="
+    assert re.search(last + r"\S+ seconds=\S+ MB/s=\S+ peak_MB=\d+\n$", capsys.readouterr().out)
+
+
+def test_any_number_of_workers_writes_the_same_cache(toy, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "CHUNK", 5000)
+    found = []
+    for workers in (1, 2, 3):
+        folder, files = cached(toy, tokenizer, tmp_path, workers)
+        found.append({path.name: path.read_bytes() for path in folder.iterdir() if path.name != "meta.json"})
+        shutil.rmtree(folder)
+    assert found[0] == found[1] == found[2] and len(found[0]) == 4
+
+
+def edited(path, old, new):
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
+def one_document(cache):
+    """As if the cache had been written from one document, which prepare refuses."""
+    edited(cache / "meta.json", b'"documents": 400', b'"documents": 1')
+    np.array([0, data.read_meta(cache / "meta.json")["sentences"]]).tofile(cache / "documents.bin")
+
+
+@pytest.mark.parametrize("damage, says", [
+    (lambda cache: os.truncate(cache / "tokens.bin", 1000), "tokens.bin: 1,000 bytes, expected "),
+    (lambda cache: (cache / "sentences.bin").open("ab").write(bytes(8)), "sentences.bin: "),
+    (lambda cache: os.remove(cache / "documents.bin"), "documents.bin: 0 bytes"),
+    (lambda cache: (cache / "sentences.bin").open("r+b").write(b"\1"), "sentences.bin: from 1 to"),
+    (lambda cache: (cache / "documents.bin").open("r+b").write(b"\1"), "documents.bin: from 1 to"),
+    (lambda cache: edited(cache / "tokenizer.model", b"hens", b"hons"), "not the one that the tokens were made with"),
+    (lambda cache: os.remove(cache / "tokenizer.model"), "tokenizer.model"),
+    (lambda cache: os.remove(cache / "meta.json"), "not a token cache"),
+    (lambda cache: edited(cache / "meta.json", b'"format": 1', b'"format": 9'), "not of format 1"),
+    (lambda cache: edited(cache / "meta.json", b'"tokens": ', b'"tokens": "x'), "meta.json: not of format 1"),
+    (lambda cache: edited(cache / "meta.json", b'"uint16"', b'"uint99"'), "meta.json: not of format 1"),
+    (lambda cache: edited(cache / "meta.json", b'"path"', b'"way"'), "meta.json: not of format 1"),
+    (lambda cache: (cache / "meta.json").write_text("[]"), "meta.json: not of format 1"),
+    (lambda cache: (cache.parent / "b.txt").open("a").write("One.\n"), "b.txt has changed since"),
+    (lambda cache: os.utime(cache.parent / "b.txt", (1, 1)), "b.txt has changed since"),
+    (lambda cache: edited(cache / "meta.json", b'"tokens": ', b'"tokens": -'), "meta.json: not of format 1"),
+    (lambda cache: one_document(cache), "cache: one document"),
+    (lambda cache: shutil.rmtree(cache), "not a token cache"),
+    (lambda cache: os.remove(cache.parent / "b.txt"), None)])  # the text may go
+def test_a_stale_or_damaged_cache_is_noticed(toy, tokenizer, tmp_path_factory, tmp_path, damage, says):
+    folder, _ = cached(toy, tokenizer, tmp_path, 1)
+    damage(folder)
+    with pytest.raises(UserError, match=re.escape(says)) if says else contextlib.nullcontext():
+        data.open_cache(folder)
+
+
+def test_a_caches_vocabulary_is_its_own(toy, tokenizer, tmp_path):
+    folder, files = cached(toy, tokenizer, tmp_path, 1)
+    assert len(data.open_corpus([folder], data.TOY_VOCAB, 0)[0]) == len(data.open_corpus(files, 300, 0)[0]) == 400
+    with pytest.raises(UserError, match="vocabulary of 600, not 300"):
+        data.open_corpus([folder], 300, 0)
+
+
+def test_a_cache_is_replaced_only_on_demand(toy, tokenizer, tmp_path):
+    folder, files = cached(toy, tokenizer, tmp_path, 1)
+    with pytest.raises(UserError, match="exists; give another or --overwrite"):
+        cached(toy, tokenizer, tmp_path, 1)
+    data.prepare(files[:1], folder, 400, 0, 1, overwrite=True)
+    assert data.open_cache(folder)[1].vocab_size == 400 and not list(tmp_path.glob(".*"))
+    with pytest.raises(UserError, match="exists; give another$"):  # a folder of something else
+        data.prepare(files, toy, 400, 0, 1, overwrite=True)
+
+
+def test_a_full_disk_is_noticed_before_and_while_a_cache_is_written(toy, tokenizer, tmp_path, monkeypatch):
+    line = f"{sys.executable} data.py prepare --corpus {toy}/corpus.txt --vocab 300 --out {tmp_path}/c"
+    result = subprocess.run(line.split(), cwd=HERE, capture_output=True, text=True, timeout=100, preexec_fn=lambda:
+                            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)))
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
+    assert "/c: cannot be written (File too large)" in result.stderr
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 30_000))
+    with pytest.raises(UserError, match="0 MB free on its disk; about 0 MB needed"):
+        cached(toy, tokenizer, tmp_path)
+    assert not (tmp_path / "cache").exists() and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_prepare_leaves_no_cache_and_no_process(toy, tokenizer, tmp_path, number):
+    (tmp_path / "long.txt").write_bytes((toy / "corpus.txt").read_bytes() * 20)
+    tokenizer.save(tmp_path / "words.model")
+    line = f"{sys.executable} data.py prepare --corpus {tmp_path}/long.txt --tokenizer {tmp_path}/words.model " \
+           f"--out {tmp_path}/cache --workers 2"
+    started = subprocess.Popen(line.split(), cwd=HERE, stderr=subprocess.PIPE)
+    while not any(path.stat().st_size for path in tmp_path.glob(".cache.*.tmp/tokens.bin")):
+        assert started.poll() is None
+        time.sleep(0.005)
+    children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+    os.kill(started.pid, number)
+    error = started.communicate()[1]
+    assert len(children) >= 2 and not (tmp_path / "cache").exists()
+    late = time.time() + 20
+    while any(Path(f"/proc/{child}").exists() for child in children) and time.time() < late:
+        time.sleep(0.01)
+    assert time.time() < late
+    if number == signal.SIGINT:
+        assert started.returncode == 130 and error == b"error: interrupted\n" and not list(tmp_path.glob(".*"))
+
+
+def test_an_encoder_that_dies_is_one_clear_error(tokenizer):
+    def chunks():
+        yield from [["One."]] * 5
+        for child in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split():
+            if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
+                os.kill(int(child), signal.SIGKILL)
+        yield from [["One."]] * 5
+    with pytest.raises(UserError, match="has ended"), data.encoders(2) as pipes:
+        list(data.encoded(pipes, tokenizer, chunks()))
 
 
 # ---- data.py: the toy language ----
@@ -2523,6 +2792,16 @@ def test_sharing_without_a_finished_search_is_one_clear_error(finished, tmp_path
     ("ops.py Q@K(", "does not parse"),
     ("data.py toy {here}", "not empty"),
     ("data.py show --corpus {here}/none.txt", "none.txt"),
+    ("data.py prepare --out {here}/c", "--corpus"),
+    ("data.py prepare --corpus {here}/none.txt --out {here}/c", "none.txt: No such file"),
+    ("data.py prepare --corpus {here}/one.txt --out {here}/c --vocab 40", "two documents"),
+    ("data.py prepare --corpus {here}/empty.txt --out {here}/c --vocab 40", "empty.txt"),
+    ("data.py prepare --corpus {here}/latin.txt --out {here}/c --vocab 40", "latin.txt:3: not UTF-8"),
+    ("data.py prepare --corpus {toy}/held-out.txt --out {here}/c", "vocabulary of 30000"),
+    ("data.py prepare --corpus {toy}/held-out.txt --out {here}", "exists"),
+    ("data.py prepare --corpus {toy}/held-out.txt --out {here}/c --tokenizer {here}/one.txt", "one.txt: not a"),
+    ("data.py prepare --corpus {toy}/held-out.txt --out {here}/c --tokenizer x --vocab 9", "not allowed with"),
+    ("data.py prepare --corpus {toy}/held-out.txt --out {here}/one.txt/c", "one.txt"),
     ("glue.py finetune --checkpoint {here}/one.txt --glue {toy}/glue", "one.txt"),
     ("glue.py finetune --checkpoint {here}/none.pt --glue {toy}/glue", "none.pt"),
     ("glue.py squad --checkpoint x --train {here}/foreign.json --dev {here}/foreign.json", "foreign.json")])
