@@ -849,20 +849,23 @@ def race(what, size, args, device, peaks):
     """Run the contenders of one size in turns and print their table; yield its rows of BENCH_COLUMNS."""
     config, n, rows = BENCH[size]
     n, rows = args.n or n, args.batch or (32 if what == "infer" else rows)
-    rivals = contenders(what, replace(config, positions=max(n, config.positions), fast=args.fast), n, rows, args, device)
+    config = replace(config, positions=max(n, config.positions), fast=args.fast)
+    rivals = contenders(what, config, n, rows, args, device)
     times = {(row.name, row.precision): [] for row in rivals}
     for _ in range(args.turns):
         for row in rivals:
             times[row.name, row.precision].append(clock(row.turn, device))
-    print(f"\n{'training step' if what == 'train' else 'inference, encoder'}, {size}: {config.layers} x {config.hidden}, "
-          f"n {n}, batch {rows}, vocabulary {config.vocab:,}, dropout {config.dropout}; {args.turns} turns")
-    print(f"  {'':14s} {'':9s}{'ms':>9s}{'tokens/s':>10s}{'of peak':>9s}{'memory':>9s}   to peer's fp32   same   to bert")
+    print(f"\n{'training step' if what == 'train' else 'inference, encoder'}, {size}: "
+          f"{config.layers} x {config.hidden}, n {n}, batch {rows}, vocabulary {config.vocab:,}, "
+          f"dropout {config.dropout}; {args.turns} turns")
+    print(f"  {'':24s}{'ms':>9s}{'tokens/s':>10s}{'of peak':>9s}{'memory':>9s}   to peer's fp32  same  to bert")
     peer = args.peer and args.peer.__name__
     for row in rivals:
         seconds, tokens = np.median(times[row.name, row.precision]), n * rows
         share = row.flops / seconds / peaks[row.precision]
-        key, first, same, bert = (row.name, row.precision), (peer, "fp32"), (peer, row.precision), ("bert", row.precision)
-        first, same, bert = (compared(times, key, other) for other in (first, same, bert))
+        key = row.name, row.precision
+        first, same, bert = (compared(times, key, other) for other in (
+            (peer, "fp32"), (peer, row.precision), ("bert", row.precision)))
         cells = [f"{first[1]:5.2f} ({first[0]:.2f}-{first[2]:.2f})" if first is not None else ""]
         cells += [f"{r[1]:.2f}" if r is not None else "" for r in (same, bert)]
         print(f"  {row.name:14s} {row.precision:9s}{1e3 * seconds:9.1f}{tokens / seconds:10,.0f}{share:9.0%}"
@@ -1175,14 +1178,8 @@ def in_turn(work, rank, processes):
     return result
 
 
-def open_corpus(paths, vocab, seed):
-    """(documents, tokenizer) of corpus files, the tokenizer a new one of `vocab` pieces."""
-    tokenizer = data.Tokenizer.train(paths, vocab, seed)
-    return data.load_corpus(paths, tokenizer), tokenizer
-
-
 def starting_point(asked, seed):
-    """(model, tokenizer, documents) to begin with: random weights and a new tokenizer, or those of --init."""
+    """(model, tokenizer, corpus) to begin with: random weights and a new tokenizer, or those of --init."""
     how, size = {"fast": asked["fast"], "checkpointing": asked["checkpointing"]}, SIZES[asked["size"]]
     if asked["init"]:
         loaded, tokenizer = load_checkpoint(asked["init"])
@@ -1192,11 +1189,12 @@ def starting_point(asked, seed):
                             f"size {asked['size']} has {size.layers} of {size.hidden}")
         model = Pretraining(replace(config, **how), loaded.encoder.backbone)
         model.load_state_dict(loaded.state_dict())
-        return model, tokenizer, data.load_corpus(asked["corpus"], tokenizer)
+        return model, tokenizer, data.open_corpus(asked["corpus"], tokenizer)
     backbone = load_backbone(asked["backbone"], size.layers)
-    documents, tokenizer = open_corpus(asked["corpus"], asked.get("vocab", size.vocab), seed)
+    tokenizer = data.tokenizer_for(asked["corpus"], asked.get("vocab"), seed, size.vocab)
+    corpus = data.open_corpus(asked["corpus"], tokenizer)
     with seeded(seed):
-        return Pretraining(replace(size, vocab=tokenizer.vocab_size, **how), backbone), tokenizer, documents
+        return Pretraining(replace(size, vocab=tokenizer.vocab_size, **how), backbone), tokenizer, corpus
 
 
 def resolve(asked, device):
@@ -1223,7 +1221,7 @@ def resolve(asked, device):
 
 
 def resumed(path, given):
-    """(model, tokenizer, documents, options, state) of the unfinished run whose checkpoint `path` is."""
+    """(model, tokenizer, corpus, options, state) of the unfinished run whose checkpoint `path` is."""
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
         raise UserError(f"--resume {path!r} goes on with the settings stored there; {flags} cannot be given with it")
@@ -1231,7 +1229,7 @@ def resumed(path, given):
     model, tokenizer = from_content(content, path)
     if not {"run", "training"} <= content.keys():
         raise UserError(f"--resume {path!r}: a finished model; nothing to resume")
-    return model, tokenizer, data.load_corpus(content["run"]["corpus"], tokenizer), content["run"], content["training"]
+    return model, tokenizer, data.open_corpus(content["run"]["corpus"], tokenizer), content["run"], content["training"]
 
 
 def check_space(path, model):
@@ -1251,28 +1249,27 @@ def prepare(args, processes):
     if processes > 1 and device.type == "cuda":
         device = find_device(f"cuda:{os.environ['LOCAL_RANK']}")
     if args.resume:
-        model, tokenizer, documents, options, state = resumed(args.resume, given)
+        model, tokenizer, corpus, options, state = resumed(args.resume, given)
         out = args.resume
     else:
         asked = USUAL | given
         options, out, state = resolve(asked, device), asked["out"], None
-        model, tokenizer, documents = starting_point(asked, options["seed"])
+        model, tokenizer, corpus = starting_point(asked, options["seed"])
     s = PretrainSettings(**{f.name: options[f.name] for f in fields(PretrainSettings)})
     if s.batch < s.accumulate * processes:
         raise UserError(f"--batch {s.batch}: fewer rows than {processes} processes with --accumulate {s.accumulate}")
     check_space(out, model)
     config = model.encoder.config
     few_threads(config)
-    learnt, held = data.split_held_out(documents)
+    learnt, held = data.split_held_out(corpus)
     batches = data.PretrainingData(learnt, s.n, s.batch, config.vocab, s.seed)
     held_out = data.PretrainingData(held, s.n, min(s.batch, 64), config.vocab, s.seed)
-    corpus = {"tokens": sum(len(sentence) for document in documents for sentence in document),
-              "steps_per_epoch": batches.steps_per_epoch}
-    if state and any(options[key] != value for key, value in corpus.items()):
+    counts = {"tokens": len(corpus.tokens), "steps_per_epoch": batches.steps_per_epoch}
+    if state and any(options[key] != value for key, value in counts.items()):
         raise UserError(f"--resume {out!r}: the corpus has changed, {options['tokens']:,} tokens in "
-                        f"{options['steps_per_epoch']:,} batches before, {corpus['tokens']:,} in "
-                        f"{corpus['steps_per_epoch']:,} now ({', '.join(options['corpus'])})")
-    options |= corpus | {"model": asdict(config), "backbone": list(model.encoder.backbone), "device": str(device),
+                        f"{options['steps_per_epoch']:,} batches before, {counts['tokens']:,} in "
+                        f"{counts['steps_per_epoch']:,} now ({', '.join(options['corpus'])})")
+    options |= counts | {"model": asdict(config), "backbone": list(model.encoder.backbone), "device": str(device),
                          "processes": processes}
     return Run(out, options, s, model.to(device), tokenizer, batches, held_out, device, state)
 
@@ -1414,7 +1411,8 @@ def main(argv=None):
     two = commands.add_parser("pretrain", help="MLM + NSP pre-training; writes a checkpoint, its records and curve",
                               argument_default=argparse.SUPPRESS)  # so that --resume sees what was given
     what = two.add_mutually_exclusive_group(required=True)
-    what.add_argument("--corpus", nargs="+", help="text, .gz or .xz: a sentence a line, blank line between documents")
+    what.add_argument("--corpus", nargs="+", help="text, .gz or .xz: a sentence a line, blank line between documents; "
+                      "or one token cache (data.py prepare)")
     what.add_argument("--resume", default=None, help="checkpoint of a run that stopped, to go on")
     two.add_argument("--backbone", help=f"a name or a backbone file; default: {USUAL['backbone']}")
     two.add_argument("--size", choices=SIZES, help=f"of the model; default: {USUAL['size']}")
@@ -1449,7 +1447,7 @@ def main(argv=None):
     five.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     five.add_argument("--n", type=data.number(int, 8, 10**5), help="tokens a sequence; default: 64 (mini), 128")
     five.add_argument("--batch", type=data.number(int, 1, 10**6), help="default: 32 (mini), 16, 8; inference 32")
-    five.add_argument("--turns", type=data.number(int, 1, 10**5), default=5, help="of each, after one or two to warm up")
+    five.add_argument("--turns", type=data.number(int, 1, 10**5), default=5, help="of each, after two to warm up")
     five.add_argument("--peer", help="a package with a BertForPreTraining to race with, such as transformers")
     five.add_argument("--fast", choices=("auto", "always", "never"), default="auto", help="as for pretrain")
     five.add_argument("--threads", type=data.number(int, 1, 1024), help="of the CPU; default: torch's")

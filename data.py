@@ -694,15 +694,29 @@ def open_cache(folder):
     return at_least_two(corpus, folder), tokenizer
 
 
-def open_corpus(paths, vocab, seed):
-    """(Corpus, Tokenizer) of a token cache (vocab: its own or None), or of text files, to learn `vocab` pieces from."""
-    if len(paths) == 1 and os.path.isdir(paths[0]):
-        corpus, tokenizer = open_cache(paths[0])
-        if vocab not in (None, tokenizer.vocab_size):
-            raise UserError(f"{paths[0]}: a token cache with a vocabulary of {tokenizer.vocab_size}, not {vocab}")
-        return corpus, tokenizer
-    tokenizer = Tokenizer.train(paths, vocab, seed)
-    return load_corpus(paths, tokenizer), tokenizer
+def is_cache(paths):
+    """Whether corpus files are one token cache."""
+    return len(paths) == 1 and os.path.isdir(paths[0])
+
+
+def tokenizer_for(paths, vocab, seed, usual=None):
+    """The tokenizer of a token cache, or one that learns from text files. vocab None: the cache's, or `usual`."""
+    if not is_cache(paths):
+        return Tokenizer.train(paths, vocab or usual, seed)
+    tokenizer = open_cache(paths[0])[1]
+    if vocab not in (None, tokenizer.vocab_size):
+        raise UserError(f"{paths[0]}: a token cache with a vocabulary of {tokenizer.vocab_size}, not {vocab}")
+    return tokenizer
+
+
+def open_corpus(paths, tokenizer):
+    """The Corpus in text files, or in a token cache that was made with this tokenizer."""
+    if not is_cache(paths):
+        return load_corpus(paths, tokenizer)
+    corpus, own = open_cache(paths[0])
+    if own.proto != tokenizer.proto:
+        raise UserError(f"{paths[0]}: a token cache made with another tokenizer than the model's")
+    return corpus
 
 
 # ---- The toy language ----

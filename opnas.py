@@ -436,7 +436,7 @@ class Bench:
         self.tokenizer = data.Tokenizer.load(self.folder / "tokenizer.model")
         self.config = replace(autobert.SIZES[s.size], vocab=self.tokenizer.vocab_size)
         corpus = [self.folder / path if saved["toy"] else path for path in saved["corpus"]]
-        documents, held_out = data.split_held_out(data.load_corpus(corpus, self.tokenizer))
+        documents, held_out = data.split_held_out(data.open_corpus(corpus, self.tokenizer))
         self.batches = data.PretrainingData(documents, s.n, s.batch, self.config.vocab, s.seed)
         self.held_out = data.PretrainingData(held_out, s.n, 64, self.config.vocab, s.seed)
         self.probed = data.PretrainingData(held_out, s.n, 16, self.config.vocab, s.seed).batch(0)
@@ -770,9 +770,9 @@ def prepare(out, settings, corpus=None, root=None):
         if toy:
             data.write_toy(beside / "toy", settings.seed)
         texts = [beside / path if toy else path for path in corpus]
-        if len(list(itertools.islice(data.read_documents(texts), 2))) < 2:
+        if not data.is_cache(texts) and len(list(itertools.islice(data.read_documents(texts), 2))) < 2:
             raise UserError(f"{' '.join(corpus)}: one document; NSP needs at least two documents")
-        data.Tokenizer.train(texts, settings.vocab, settings.seed).save(beside / "tokenizer.model")
+        data.tokenizer_for(texts, settings.vocab, settings.seed).save(beside / "tokenizer.model")
         for task in map(glue.find_task, settings.tasks.split(",")):
             for split in ("train", *task.dev):
                 glue.read_task(beside / root if toy else root, task, split)
@@ -1723,7 +1723,7 @@ def add_machine_flags(parser):
 def add_settings(parser):
     """--preset, --corpus, --glue, and a flag for every search setting."""
     parser.add_argument("--preset", choices=PRESETS, default="toy", help="where the settings below come from")
-    parser.add_argument("--corpus", nargs="+", help="text, .gz, .xz: a sentence a line, blank between documents")
+    parser.add_argument("--corpus", nargs="+", help="text, .gz, .xz: a sentence a line, blank between; or a token cache")
     parser.add_argument("--glue", help="folder with CoLA/, RTE/ .. as in the GLUE download")
     for f in fields(SearchSettings):
         kind = f.type if f.type is str else data.number(int if f.type is int else float)

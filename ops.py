@@ -339,8 +339,8 @@ def drop(x, p):
     On a CPU torch draws one random number after another, one an element: up to a sixth of a training step. Here each
     draw of 64 bits decides for four elements.
     """
-    if not p or x.device.type != "cpu":
-        return F.dropout(x, p)
+    if not 0 < p < 1 or x.device.type != "cpu":
+        return F.dropout(x, p) if p else x
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None)
     keep = draws.view(torch.int16)[:x.numel()].view(x.shape) >= round(p * 2**16) - 2**15
     return x * keep.to(x.dtype).mul_(1 / (1 - p))

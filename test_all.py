@@ -250,10 +250,29 @@ def test_dist_needs_no_third_axis_and_has_a_gradient_at_zero():
     assert ops.OPS["dist"].value(64, big, big).shape == (1, 1, 4000, 4000)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cheap_dropout_drops_what_torchs_does(dtype):
+    torch.manual_seed(0)
+    x = torch.ones(401, 1003, dtype=dtype, requires_grad=True)  # a count that four does not divide
+    y = ops.drop(x, 0.1)
+    y.backward(torch.full_like(y, 2))
+    kept = torch.tensor(1 / 0.9, dtype=dtype)
+    assert set(y.flatten().tolist()) == {0.0, kept.item()} and torch.equal(x.grad, 2 * y)
+    gone = (y == 0).double()
+    spread = 5 * (0.1 * 0.9 / gone.numel()) ** 0.5  # five standard errors
+    assert abs(gone.mean() - 0.1) < spread
+    for shift in (1, 2, 3, 4, 1003):  # draws share 64 bits, yet are independent
+        line = gone.flatten()
+        assert abs((line[shift:] * line[:-shift]).mean() - 0.01) < spread
+    torch.manual_seed(0)
+    assert torch.equal(ops.drop(x, 0.1), y) and ops.drop(x, 0.0) is x
+    assert torch.equal(ops.drop(x, 1.0), torch.zeros_like(x))
+
+
 def test_dropout_falls_on_softmaxes_of_type_nn_only(monkeypatch):
     x, shapes = gaussian(1, 1, 5, 3), []
     dag = ops.parse("softmax(Q @ T(K)) @ softmax(V) @ softmax(T(K) @ Q)")
-    monkeypatch.setattr(F, "dropout", lambda weights, rate: shapes.append((weights.shape, rate)) or weights)
+    monkeypatch.setattr(ops, "drop", lambda weights, rate: shapes.append((weights.shape, rate)) or weights)
     ops.evaluate(dag, (x, x, x, None), dropout=0.3)
     assert shapes == [((1, 1, 5, 5), 0.3)]
 
@@ -645,7 +664,8 @@ def test_a_cache_holds_what_text_files_do(toy, tokenizer, tmp_path, monkeypatch,
     monkeypatch.setattr(data, "CHUNK", 5000)
     folder, files = cached(toy, tokenizer, tmp_path)
     monkeypatch.setattr(data, "CHUNK", 1 << 20)
-    read, (corpus, words) = data.load_corpus(files, tokenizer), data.open_corpus([folder], None, 0)
+    read, words = data.load_corpus(files, tokenizer), data.tokenizer_for([folder], None, 0)
+    corpus = data.open_corpus([folder], words)
     for name in ("tokens", "sentences", "documents"):
         one, two = getattr(corpus, name), getattr(read, name)
         assert np.array_equal(one, two) and one.dtype == two.dtype and isinstance(one.base, np.memmap)
@@ -705,9 +725,13 @@ def test_a_stale_or_damaged_cache_is_noticed(toy, tokenizer, tmp_path_factory, t
 
 def test_a_caches_vocabulary_is_its_own(toy, tokenizer, tmp_path):
     folder, files = cached(toy, tokenizer, tmp_path, 1)
-    assert len(data.open_corpus([folder], data.TOY_VOCAB, 0)[0]) == len(data.open_corpus(files, 300, 0)[0]) == 400
+    assert {data.tokenizer_for([folder], vocab, 0).proto for vocab in (None, data.TOY_VOCAB)} == {tokenizer.proto}
+    other = data.tokenizer_for(files, None, 0, usual=300)
+    assert other.vocab_size == 300 and len(data.open_corpus(files, other)) == 400
     with pytest.raises(UserError, match="vocabulary of 600, not 300"):
-        data.open_corpus([folder], 300, 0)
+        data.tokenizer_for([folder], 300, 0)
+    with pytest.raises(UserError, match="another tokenizer than the model's"):
+        data.open_corpus([folder], other)
 
 
 def test_a_cache_is_replaced_only_on_demand(toy, tokenizer, tmp_path):
