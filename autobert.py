@@ -230,10 +230,12 @@ class DagAttention(nn.Module):
         B, n, d = x.shape
         heads = [self.inputs[name](x).view(B, n, self.heads, -1).transpose(1, 2) if name in self.inputs else None
                  for name in ops.INPUTS]  # Q K V P, each (B, H, n, d_h)
-        dropout, like = self.dropout if self.training else 0.0, next(x for x in heads if x is not None)
-        # measured on a CPU: the fused kernel takes 0.5 to 0.9 of the plain one's time in fp32, 1 to 4 times it in bf16
-        fused = self.fast == "always" or self.fast == "auto" and (like.is_cuda or like.dtype == torch.float32)
-        y = ops.evaluate(self.fused if fused else self.dag, heads, mask, dropout)  # (B, H, n, d_h)
+        drop, like = self.dropout if self.training else 0.0, next(x for x in heads if x is not None)
+        # measured on a CPU: the fused kernel takes 0.5 to 0.9 of the plain one's time in fp32, 1 to 4 times it in bf16;
+        # with dropout it falls back to plain operations, and to torch's slow draws
+        sooner = like.is_cuda or like.dtype == torch.float32 and not drop
+        fused = self.fast == "always" or self.fast == "auto" and sooner
+        y = ops.evaluate(self.fused if fused else self.dag, heads, mask, drop)  # (B, H, n, d_h)
         return self.out(y.transpose(1, 2).reshape(B, n, d))
 
 
@@ -499,7 +501,7 @@ def find_device(name="auto"):
 
 def few_threads(config):
     """One CPU thread for small models: their products are so short that threads mostly wait for one another."""
-    if config.hidden < 256:
+    if config.hidden < 128:
         torch.set_num_threads(1)
 
 
@@ -700,13 +702,14 @@ def from_content(content, path, device="cpu"):
 BENCH = {"mini": (replace(SIZES["mini"], vocab=4000, dropout=0.1), 64, 32),
          "small": (replace(SIZES["small"], embedding=256), 128, 16), "base": (SIZES["base"], 128, 8)}
 PRECISIONS = ("fp32", "medium", "bf16")
+STEPS = 4  # of a turn, for what a loop keeps from step to step
 BENCH_COLUMNS = ("size", "what", "n", "batch", "model", "precision", "ms", "tokens_per_s", "of_peak", "memory_MB",
                  "to_peer_fp32", "low", "high", "to_peer_same", "to_bert_same")
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A row of the bench. turn(): one training step or inference; flops: of the products that it cannot do without."""
+    """A row of the bench. turn(): STEPS training steps or inferences; flops: of products that one cannot do without."""
     name: str
     precision: str
     turn: object
@@ -734,18 +737,20 @@ class OneBatch:
 
 
 def our_turns(what, config, backbone, batches, device):
-    """(model, precision -> turn) of a backbone: `pretrain` of one step, or the encoder without gradients."""
+    """(model, precision -> turn) of a backbone: `pretrain` itself, or the encoder without gradients."""
     model = Pretraining(config, backbone).to(device)
     if what == "train":
-        optimizer, one = make_optimizer(model, 1e-4, 0.01), PretrainSettings(steps=1, lr=1e-4)
-        return model, lambda precision: lambda: pretrain(model, batches, replace(one, precision=precision), device,
-                                                         optimizer=optimizer)
+        optimizer, some = make_optimizer(model, 1e-4, 0.01), PretrainSettings(steps=STEPS, lr=1e-4)
+        return model, lambda precision: lambda: pretrain(model, batches, replace(some, precision=precision), device,
+                                                         due=lambda step: False, optimizer=optimizer)
     batch = to_device(batches.arrays, device)
 
     @torch.no_grad()
     def infer(precision):
-        with matmul_precision(precision), kept_memory(), autocast(device, precision):
-            model.eval().encoder(batch["ids"], batch["segments"], batch["mask"])
+        with matmul_precision(precision), kept_memory():
+            for _ in range(STEPS):
+                with autocast(device, precision):
+                    model.eval().encoder(batch["ids"], batch["segments"], batch["mask"])
 
     return model, lambda precision: lambda: infer(precision)
 
@@ -762,7 +767,7 @@ def peer_turns(what, peer, config, batches, device):
     labels.view(-1)[batch["positions"]] = batch["targets"]
 
     def train(precision):
-        with matmul_precision(precision):
+        for _ in range(STEPS):
             with autocast(device, precision):
                 loss = model.train()(**inputs, labels=labels, next_sentence_label=batch["next"]).loss
             loss.backward()
@@ -772,10 +777,15 @@ def peer_turns(what, peer, config, batches, device):
 
     @torch.no_grad()
     def infer(precision):
-        with matmul_precision(precision), autocast(device, precision):
-            model.eval().bert(**inputs)
+        for _ in range(STEPS):
+            with autocast(device, precision):
+                model.eval().bert(**inputs)
 
-    return model, lambda precision: lambda: (train if what == "train" else infer)(precision)
+    def turn(precision):
+        with matmul_precision(precision):
+            (train if what == "train" else infer)(precision)
+
+    return model, lambda precision: lambda: turn(precision)
 
 
 def clock(turn, device):
@@ -857,11 +867,11 @@ def race(what, size, args, device, peaks):
             times[row.name, row.precision].append(clock(row.turn, device))
     print(f"\n{'training step' if what == 'train' else 'inference, encoder'}, {size}: "
           f"{config.layers} x {config.hidden}, n {n}, batch {rows}, vocabulary {config.vocab:,}, "
-          f"dropout {config.dropout}; {args.turns} turns")
+          f"dropout {config.dropout}; {args.turns} turns of {STEPS}")
     print(f"  {'':24s}{'ms':>9s}{'tokens/s':>10s}{'of peak':>9s}{'memory':>9s}   to peer's fp32  same  to bert")
     peer = args.peer and args.peer.__name__
     for row in rivals:
-        seconds, tokens = np.median(times[row.name, row.precision]), n * rows
+        seconds, tokens = np.median(times[row.name, row.precision]) / STEPS, n * rows
         share = row.flops / seconds / peaks[row.precision]
         key = row.name, row.precision
         first, same, bert = (compared(times, key, other) for other in (

@@ -339,7 +339,7 @@ def drop(x, p):
     On a CPU torch draws one random number after another, one an element: up to a sixth of a training step. Here each
     draw of 64 bits decides for four elements.
     """
-    if not 0 < p < 1 or x.device.type != "cpu":
+    if not 0 < p < 1 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p) if p else x
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None)
     keep = draws.view(torch.int16)[:x.numel()].view(x.shape) >= round(p * 2**16) - 2**15
@@ -366,16 +366,18 @@ def evaluate(dag, inputs, mask=None, dropout=0.0):
 
     def step(op, *args):
         if op.startswith("attend"):
-            return attend(1 / math.sqrt(d_h) if op == "attend" else 1.0, *(x for x, _ in args)), "nd"
+            return attend(1 / math.sqrt(d_h) if op == "attend" else 1.0, *(x for x, _, _ in args)), "nd", False
         row = OPS[op]
         # Hide padding where, and only where, an op reduces over tokens: a mask in the softmax alone leaks in nearly
         # every other graph. Filled, not multiplied: inf * 0 is nan.
-        values = [x.masked_fill(hole[axis], row.hide) if mask is not None and axis and type_[axis] == "n" else x
-                  for (x, type_), axis in zip(args, row.reduces)]
-        value, type_ = row.value(d_h, *values), row.type(*(t for _, t in args))
-        return (drop(value, dropout) if op == "softmax" and type_ == "nn" else value), type_
+        values = [x.masked_fill(hole[axis], row.hide)
+                  if mask is not None and axis and type_[axis] == "n" and not (zero and (axis, row.hide) == (-1, 0.0))
+                  else x for (x, type_, zero), axis in zip(args, row.reduces)]
+        value, type_ = row.value(d_h, *values), row.type(*(t for _, t, _ in args))
+        weights = op == "softmax" and type_ == "nn"  # their padding, where their operand was -inf, is exactly 0 already
+        return drop(value, dropout) if weights else value, type_, weights
 
-    return fold(dag, [(x, "nd") for x in inputs], step)[-1][0]
+    return fold(dag, [(x, "nd", False) for x in inputs], step)[-1][0]
 
 
 def flops(dag, n, d_h):
