@@ -886,23 +886,24 @@ def race(what, size, args, device, peaks):
         yield (size, what, n, rows, *key, *(f"{x:.4g}" if x == x else "" for x in numbers))
 
 
-def race_batches(args, step):
-    """Print what a batch of the small size costs, in ms and of a step of `step` seconds, and what the peer's does."""
-    n, rows, vocab = *BENCH["small"][1:], data.TOY_VOCAB
+def race_batches(args):
+    """Print what PretrainingData.batch takes, and a peer's collator for masking alone, in turns."""
+    n, vocab = BENCH["small"][1], data.TOY_VOCAB
     with tempfile.TemporaryDirectory() as folder:
         files = [data.write_toy(folder) / "corpus.txt"]
         tokenizer = data.Tokenizer.train(files, vocab)
-        ours = data.PretrainingData(data.load_corpus(files, tokenizer), n, rows, vocab, args.seed)
-        words = Path(folder) / "words.txt"
-        words.write_text("\n".join(["[PAD]", "[UNK]", *data.SPECIAL[2:], *map(str, range(vocab - 5))]))
+        corpus = data.load_corpus(files, tokenizer)
+        (words := Path(folder) / "words.txt").write_text(
+            "\n".join(["[PAD]", "[UNK]", *data.SPECIAL[2:], *map(str, range(vocab - 5))]))
         peer = args.peer and args.peer.DataCollatorForLanguageModeling(args.peer.BertTokenizerFast(str(words)))
-    plain, times = [{"input_ids": row.tolist()} for row in ours.batch(0)["ids"]], []
-    for step_ in range(200):
-        times.append((clock(lambda: ours.batch(step_), "cpu"), clock(lambda: peer(plain), "cpu") if peer else math.nan))
-    own, other = np.median(times, axis=0)
-    print(f"\na batch of {rows} x {n}: {1e3 * own:.2f} ms" + (f", {own / step:.1%} of the step" if step else "")
-          + (f"; the peer's collator, which only masks: {1e3 * other:.2f} ms, {other / own:.0f} times as long"
-             if peer else ""))
+    for rows in (BENCH["small"][2], PRETRAIN["small"].batch):
+        ours, times = data.PretrainingData(corpus, n, rows, vocab, args.seed), []
+        plain = [{"input_ids": row.tolist()} for row in ours.batch(0)["ids"]]
+        for step in range(20 * args.turns):
+            times.append((clock(lambda: ours.batch(step), "cpu"), clock(lambda: peer(plain), "cpu") if peer else 0.0))
+        own, other, ratio = np.median(np.c_[times, np.divide(*np.transpose(times)[::-1])], axis=0)
+        print(f"a batch of {rows} x {n}, pairs and masks: {1e3 * own:.2f} ms"
+              + f"; the peer's collator, which only masks: {1e3 * other:.2f} ms, {ratio:.0f} times it" * bool(peer))
 
 
 def bench(args):
@@ -918,8 +919,8 @@ def bench(args):
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; measured peak of matrix products: "
           + ", ".join(f"{precision} {peak / 1e9:,.0f}" for precision, peak in peaks.items()) + " GFLOP/s")
     found = [row for size in args.size for what in args.what for row in race(what, size, args, device, peaks)]
-    step = [float(row[6]) / 1e3 for row in found if row[:2] == ("small", "train") and row[4] == args.backbone[0]]
-    race_batches(args, min(step, default=None))
+    print()
+    race_batches(args)
     if args.out:
         data.write_beside(args.out, "\n".join("\t".join(map(str, row)) for row in (BENCH_COLUMNS, *found)) + "\n")
     torch.set_num_threads(before)
@@ -1005,19 +1006,17 @@ def export(args):
         with seeded(args.seed):
             model = Pretraining(config, load_backbone(args.backbone, config.layers))
     vectors = reference(model.to(find_device("cpu")), args.seed)
-    parent = os.path.dirname(os.path.abspath(args.out))
-    if not os.path.isdir(parent):
+    if not os.path.isdir(os.path.dirname(os.path.abspath(args.out))):
         raise UserError(f"--out {args.out!r}: its folder is not there")
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".export") as beside:
-        save_backbone(f"{beside}/out/backbone.json", model.encoder.backbone)
+    with data.folder_beside(args.out) as beside:
+        save_backbone(beside / "backbone.json", model.encoder.backbone)
         ours = ("kernel_chain", "fast", "checkpointing")  # how this program goes about it
         config = {key: value for key, value in asdict(model.encoder.config).items() if key not in ours}
-        data.write_beside(f"{beside}/out/config.json", json.dumps(config, indent=1) + "\n")
-        data.write_beside(f"{beside}/out/weights.npz", lambda file: np.savez(file, **folded(model)))
-        data.write_beside(f"{beside}/out/reference.npz", lambda file: np.savez(file, **vectors))
+        data.write_beside(beside / "config.json", json.dumps(config, indent=1) + "\n")
+        data.write_beside(beside / "weights.npz", lambda file: np.savez(file, **folded(model)))
+        data.write_beside(beside / "reference.npz", lambda file: np.savez(file, **vectors))
         if tokenizer:
-            tokenizer.save(f"{beside}/out/tokenizer.model")
-        os.rename(f"{beside}/out", args.out)
+            tokenizer.save(beside / "tokenizer.model")
     print(f"wrote {', '.join(sorted(os.listdir(args.out)))} to {args.out}")
 
 
@@ -1147,8 +1146,15 @@ def chart(title, across, up, series, dots=(), log=False):
 
 
 def draw(args):
-    """Write the picture of a backbone."""
-    data.write_beside(args.out, picture(load_backbone(args.backbone)))
+    """Write the picture of a backbone, or that of held-out losses in the records of pre-trainings."""
+    if args.records:
+        curves = {Path(path).stem: curve(read_records(path), "held_mlm") for path in args.records}
+        if missing := [path for path in args.records if not curves[Path(path).stem][0]]:
+            raise UserError(f"{missing[0]}: no held-out losses; expected the .tsv that `pretrain` wrote")
+        svg = chart("Pre-training: MLM loss on held-out documents", "step", "nats", curves)
+    else:
+        svg = picture(load_backbone(args.backbone))
+    data.write_beside(args.out, svg)
     print(f"wrote {args.out}")
 
 
@@ -1160,6 +1166,18 @@ USUAL = {"backbone": "autobert-zero", "size": "toy", "init": None, "fast": "auto
 COLUMNS = ("step", "lr", "loss", "mlm", "nsp", "nsp_accuracy", "held_mlm", "held_nsp_accuracy", "tokens_per_s",
            "seconds")
 OF_MACHINE = ("device", "compile")  # may differ in a resumed run
+
+
+def read_records(path):
+    """The rows of a table of COLUMNS, each a dict of str; one that was cut short in the writing is left out."""
+    rows = [dict(zip(COLUMNS, line.split("\t"))) for _, line in data.read_lines(path)]
+    return [row for row in rows if len(row) == len(COLUMNS) and row["step"].isdigit()]
+
+
+def curve(rows, column):
+    """(steps, values) of a column of records, where it is filled."""
+    pairs = [(int(row["step"]), float(row[column])) for row in rows if row[column].strip()]
+    return [step for step, _ in pairs], [value for _, value in pairs]
 
 
 def join():
@@ -1227,7 +1245,7 @@ def resolve(asked, device):
     return {**asdict(s), "size": asked["size"], "name": asked["init"] or asked["backbone"],
             "corpus": [os.path.abspath(path) for path in asked["corpus"]],
             "eval_every": asked.get("eval_every", max(1, s.steps // 20)),
-            "save_every": asked.get("save_every", max(1, s.steps // 10))}
+            "save_every": asked.get("save_every", max(1, min(2000, s.steps // 10)))}
 
 
 def resumed(path, given):
@@ -1239,7 +1257,12 @@ def resumed(path, given):
     model, tokenizer = from_content(content, path)
     if not {"run", "training"} <= content.keys():
         raise UserError(f"--resume {path!r}: a finished model; nothing to resume")
-    return model, tokenizer, data.open_corpus(content["run"]["corpus"], tokenizer), content["run"], content["training"]
+    options, state = content["run"], content["training"]
+    known = {f.name for f in fields(PretrainSettings)} | {"corpus", "tokens", "steps_per_epoch", "eval_every",
+                                                          "save_every", "size", "name"}
+    if not known <= options.keys() or not {"step", "seconds", "optimizer"} <= state.keys():
+        raise UserError(f"--resume {path!r}: not written by `pretrain` of this program")
+    return model, tokenizer, data.open_corpus(options["corpus"], tokenizer), options, state
 
 
 def check_space(path, model):
@@ -1303,16 +1326,10 @@ class Run:
     def begin(self):
         """Print what it goes by, and begin its records or cut off those behind the checkpoint."""
         print(json.dumps(self.options), flush=True)
-        rows = self.rows() if self.first else []
+        rows = read_records(self.table) if self.first and self.table.exists() else []
         data.write_beside(self.table, "\t".join(COLUMNS) + "\n" + "".join(
             "\t".join(row.values()) + "\n" for row in rows if int(row["step"]) <= self.first))
         self.start, self.seen = time.time(), (self.first, time.time())
-
-    def rows(self):
-        """The records so far, each a dict of str; a row that was cut short in the writing is left out."""
-        lines = self.table.read_text(encoding="utf-8").splitlines() if self.table.exists() else []
-        rows = [dict(zip(COLUMNS, line.split("\t"))) for line in lines]
-        return [row for row in rows if len(row) == len(COLUMNS) and row["step"].isdigit()]
 
     def due(self, step):
         """Whether `report` has something to do behind a step; always behind the first."""
@@ -1351,11 +1368,10 @@ class Run:
                  "optimizer": self.optimizer.state_dict()}
         more = {} if done == self.settings.steps else {"training": state}
         save_checkpoint(self.out, self.model, self.tokenizer, run=self.options, **more)
-        self.saved, rows = done, self.rows()
-        series = {name: zip(*[(int(row["step"]), float(row[key])) for row in rows if row[key]])
-                  for name, key in (("training MLM", "mlm"), ("held-out MLM", "held_mlm"))}
+        self.saved, rows = done, read_records(self.table)
         data.write_beside(self.table.with_suffix(".svg"), chart(
-            f"Pre-training: {self.options['name']}, {self.options['size']}", "step", "nats", series))
+            f"Pre-training: {self.options['name']}, {self.options['size']}", "step", "nats",
+            {"training MLM": curve(rows, "mlm"), "held-out MLM": curve(rows, "held_mlm")}))
 
 
 def span(seconds):
@@ -1414,8 +1430,9 @@ def main(argv=None):
     three.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0)
     three.add_argument("--out", default="export", help="a new folder")
     three.set_defaults(run=export)
-    four = commands.add_parser("draw", help="a backbone as an SVG picture")
+    four = commands.add_parser("draw", help="a backbone, or losses of pre-trainings, as an SVG picture")
     four.add_argument("--backbone", default="autobert-zero", help="a name or a backbone file")
+    four.add_argument("--records", nargs="+", help=".tsv files of pretrain: held-out losses in one picture instead")
     four.add_argument("--out", default="backbone.svg")
     four.set_defaults(run=draw)
     two = commands.add_parser("pretrain", help="MLM + NSP pre-training; writes a checkpoint, its records and curve",
@@ -1433,9 +1450,9 @@ def main(argv=None):
         usual = ", ".join(f"{size} {getattr(preset, name):,}" for size, preset in PRETRAIN.items())
         more = "pieces a process takes a batch in, to save memory; " if name == "accumulate" else ""
         two.add_argument(f"--{name}", type=kind, help=f"{more}default: {usual}")
-    for name, what, share in (("save", "the checkpoint and curve are written", 10), ("eval", "held-out loss", 20)):
-        two.add_argument(f"--{name}-every", type=data.number(int, 1, data.SEEDS),
-                         help=f"steps after which {what}; default: a {share}th of all")
+    for name, what in (("save", "the checkpoint and curve are written; default: a tenth of all, at most 2,000"),
+                       ("eval", "held-out loss is measured; default: a twentieth of all")):
+        two.add_argument(f"--{name}-every", type=data.number(int, 1, data.SEEDS), help=f"steps after which {what}")
     two.add_argument("--precision", choices=("auto", "fp32", "medium", "bf16"),
                      help="default: auto, bf16 (autocast) on CUDA and fp32 on CPU; medium: fp32, products may be bf16")
     two.add_argument("--init", help="checkpoint to start from with its backbone and tokenizer (see supernet.py --run)")

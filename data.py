@@ -17,6 +17,7 @@ Read after ops.py; nothing here needs torch.
 import argparse
 import collections
 import contextlib
+import glob
 import gzip
 import hashlib
 import io
@@ -132,17 +133,23 @@ def sync(path):
 
 
 @contextlib.contextmanager
-def folder_beside(path):
-    """A hidden neighbour to fill, which takes the place of `path` at the end: never a half-written folder."""
+def folder_beside(path, replaced=False):
+    """A hidden neighbour to fill, which then becomes `path`, whole or not at all; if `replaced`, for what is there."""
     path = Path(os.path.abspath(path))
     neighbour, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     try:
-        neighbour.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # by a kill; a young one may be at work
+            if left.stat().st_mtime < time.time() - 3600:
+                shutil.rmtree(left, ignore_errors=True)
+        neighbour.mkdir()
         yield neighbour
         for file in (*neighbour.iterdir(), neighbour):
             sync(file)
-        if path.exists():
+        if replaced and path.exists():
             os.rename(path, old)
+        if path.exists():
+            raise UserError(f"{path} appeared meanwhile; name another")
         os.rename(neighbour, path)
         sync(path.parent)
         shutil.rmtree(old, ignore_errors=True)
@@ -635,7 +642,8 @@ def prepare(corpus, out, vocab, seed, workers, tokenizer=None, overwrite=False):
             read += len("\n".join(lines).encode()) + 1
             yield lines
 
-    with folder_beside(out) as folder, encoders(workers) as pipes:  # started while this process, and so they, are small
+    # subtle: encoders start while this process, and so they, are small
+    with folder_beside(out, overwrite) as folder, encoders(workers) as pipes:
         need = sum(source["bytes"] * (3 if Path(source["path"]).suffix in OPENERS else 1) for source in sources) // 2
         free = shutil.disk_usage(folder).free
         if free < need:

@@ -26,7 +26,6 @@ import collections
 import contextlib
 import fcntl
 import functools
-import glob
 import html
 import itertools
 import json
@@ -42,7 +41,6 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -766,7 +764,7 @@ def prepare(out, settings, corpus=None, root=None):
     """
     source = sources(corpus, root)
     corpus, root, toy = source.values()
-    with new_folder(out) as beside:
+    with data.folder_beside(out, (out / "settings.json").exists()) as beside:
         if toy:
             data.write_toy(beside / "toy", settings.seed)
         texts = [beside / path if toy else path for path in corpus]
@@ -791,27 +789,6 @@ def write_settings(folder, saved):
     """What read_settings reads."""
     saved = {**saved, "settings": asdict(saved["settings"])}
     data.write_beside(folder / "settings.json", json.dumps(saved, indent=1) + "\n")
-
-
-@contextlib.contextmanager
-def new_folder(out):
-    """A folder beside `out` to fill, which then takes its name; if that fails nothing is left."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for old in out.parent.glob(f".{glob.escape(out.name)}.????????"):  # left by a kill
-        if old.stat().st_mtime < time.time() - 3600:
-            shutil.rmtree(old, ignore_errors=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield beside
-        if (out / "settings.json").exists():
-            shutil.rmtree(out)
-        os.chmod(beside, 0o755)
-        with contextlib.suppress(OSError):
-            os.replace(beside, out)
-        if beside.exists():
-            raise UserError(f"--out {str(out)!r} appeared meanwhile, or cannot be written")
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def read_settings(folder):
@@ -1702,7 +1679,7 @@ def branch(source, folder, **changes):
         if read_settings(folder)["settings"] != saved["settings"]:
             raise UserError(f"{folder}: a run with other settings; give another --out")
         return folder
-    with new_folder(folder) as beside:
+    with data.folder_beside(folder, (folder / "settings.json").exists()) as beside:
         left = shutil.ignore_patterns("best.*", "lock", ".*", "report.html")  # what a search adds at its end
         shutil.copytree(source, beside, dirs_exist_ok=True, ignore=left)
         write_settings(beside, saved)
@@ -1723,7 +1700,7 @@ def add_machine_flags(parser):
 def add_settings(parser):
     """--preset, --corpus, --glue, and a flag for every search setting."""
     parser.add_argument("--preset", choices=PRESETS, default="toy", help="where the settings below come from")
-    parser.add_argument("--corpus", nargs="+", help="text, .gz, .xz: a sentence a line, blank between; or a token cache")
+    parser.add_argument("--corpus", nargs="+", help="text, .gz, .xz: a sentence a line, blank between; or a cache")
     parser.add_argument("--glue", help="folder with CoLA/, RTE/ .. as in the GLUE download")
     for f in fields(SearchSettings):
         kind = f.type if f.type is str else data.number(int if f.type is int else float)

@@ -1015,6 +1015,31 @@ def test_the_whole_model_is_its_numpy_twin(backbone):
         np.testing.assert_allclose(nsp[row].numpy(), next_, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("backbone", ["bert", "autobert-zero"])
+def test_the_loss_is_what_numpy_computes(backbone):
+    """In fp32 to 1e-6 of it, in bf16 to 1e-3; the twin works in float64."""
+    config = autobert.ModelConfig(4, 64, 2, 32, vocab=500, positions=40)
+    genes = autobert.load_backbone(backbone, 4)
+    with autobert.seeded(3):
+        model = autobert.Pretraining(config, genes).eval()
+    batch = autobert.OneBatch(config, 33, 6, 1).arrays
+    weights = {name: array.astype(np.float64) for name, array in autobert.folded(model).items()}
+    mlm, nsp = [], []
+    for row in range(6):
+        _, logits, next_ = numpy_model(weights, 2, genes, batch["ids"][row], batch["segments"][row])
+        nsp.append(-np.log(row_softmax(next_)[batch["next"][row]]))
+        for place, target in zip(batch["positions"], batch["targets"]):
+            if place // 33 == row:
+                mlm.append(-np.log(row_softmax(logits[place % 33])[target]))
+    assert len(mlm) == 6 * 5
+    expected, tensors = np.mean(mlm) + np.mean(nsp), autobert.to_device(batch, "cpu")
+    with torch.no_grad():
+        assert model(tensors)[0].item() == pytest.approx(expected, rel=1e-6)
+        for precision in ("medium", "bf16"):
+            with autobert.matmul_precision(precision), autobert.autocast("cpu", precision):
+                assert model(tensors)[0].item() == pytest.approx(expected, rel=1e-3), precision
+
+
 def test_an_export_is_enough_for_a_port(tmp_path, tokenizer):
     """NumPy reproduces the reference vectors from the exported files alone; a super-net's child comes folded."""
     child = supernet.SuperNet(replace(TINY, vocab=tokenizer.vocab_size)).child(("conv 9", "Q @ (T(K) @ softmax(V))"))
@@ -1923,6 +1948,88 @@ def command(*arguments):
     """A script run to its end."""
     line = [sys.executable, *map(str, arguments)]
     return subprocess.run(line, cwd=HERE, capture_output=True, text=True, timeout=300)
+
+
+# ---- The bench ----
+
+# a package like the one a user may name: its BERT is torch's encoder, so that figures of a peer are there to look at
+PEER = """import torch, types
+class BertConfig(types.SimpleNamespace):
+    pass
+class BertForPreTraining(torch.nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.words = torch.nn.Embedding(c.vocab_size, c.hidden_size)
+        self.layer = torch.nn.TransformerEncoderLayer(c.hidden_size, c.num_attention_heads, c.intermediate_size,
+                                                      c.hidden_dropout_prob, batch_first=True)
+        self.out = torch.nn.Linear(c.hidden_size, c.vocab_size)
+    def bert(self, input_ids, token_type_ids, attention_mask):
+        return self.layer(self.words(input_ids))
+    def forward(self, labels, next_sentence_label, **inputs):
+        logits = self.out(self.bert(**inputs)).flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(logits, labels.flatten())
+        assert (labels != -100).float().mean() < .2 and torch.isfinite(loss)
+        return types.SimpleNamespace(loss=loss)
+BertTokenizerFast = str
+def DataCollatorForLanguageModeling(tokenizer):
+    return lambda rows: torch.tensor([row["input_ids"] for row in rows])
+"""
+
+
+def test_the_bench_races_with_a_peer_and_says_what_it_takes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(autobert, "matmul_peak", lambda precision, device: 1e12)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "a_peer.py").write_text(PEER)
+    autobert.main(["bench", "--size", "mini", "--turns", "3", "--peer", "a_peer", "--batch", "4", "--device", "cpu",
+                   "--n", "16", "--out", str(tmp_path / "bench.tsv")])
+    head, *rows = [line.split("\t") for line in (tmp_path / "bench.tsv").read_text().splitlines()]
+    assert tuple(head) == autobert.BENCH_COLUMNS and len(rows) == 2 * 3 * 3
+    table = [dict(zip(head, row)) for row in rows]
+    assert {(row["what"], row["model"], row["precision"]) for row in table} == {
+        (what, model, precision) for what in ("train", "infer") for model in ("a_peer", "bert", "autobert-zero")
+        for precision in ("fp32", "medium", "bf16")}
+    config = autobert.BENCH["mini"][0]
+    weights = 4 * sum(p.numel() for p in autobert.Pretraining(config, autobert.load_backbone("bert", 4)).parameters())
+    for row in table:
+        ms, rate = float(row["ms"]), float(row["tokens_per_s"])
+        assert rate == pytest.approx(4 * 16 / ms * 1e3, rel=1e-3)
+        if row["model"] == "bert":  # 12 d^2 a token and layer, 4 n d for attention, the heads; thrice to train
+            d, layers, V = config.hidden, config.layers, config.vocab
+            flops = layers * 4 * (2 * 16 * 12 * d * d + 4 * 16 * 16 * d)
+            if row["what"] == "train":
+                flops = 3 * (flops + 4 * 2 * d * d + 4 * 2 * 2 * d * (d + V))
+            assert float(row["of_peak"]) == pytest.approx(flops / ms * 1e3 / 1e12, rel=0.05)  # 0.05: GELU, softmax, ..
+        if row["model"] == "a_peer":
+            assert float(row["to_peer_same"]) == 1
+        assert float(row["low"]) <= float(row["to_peer_fp32"]) <= float(row["high"])
+        if row["model"] == "bert" and row["memory_MB"]:
+            assert float(row["memory_MB"]) >= (3 if row["what"] == "train" else 1) * weights / 1e6 * 0.999
+    printed = capsys.readouterr().out
+    assert "to peer's fp32" in printed and "the peer's collator" in printed
+
+
+def test_a_peers_turn_is_set_against_the_same_turn_of_ours():
+    times = {("us", "fp32"): [1.0, 2.0, 4.0], ("peer", "fp32"): [3.0, 4.0, 20.0]}
+    assert list(autobert.compared(times, ("us", "fp32"), ("peer", "fp32"))) == [2.5, 3.0, 4.0]  # of 3, 2, 5
+    assert autobert.compared(times, ("us", "fp32"), (None, "fp32")) is None
+
+
+def test_memory_is_kept_inside_and_only_inside():
+    """A large tensor that is made again and again costs no page faults while memory is kept."""
+    if sys.platform != "linux":
+        pytest.skip("glibc's")
+
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(5):
+            torch.ones(1 << 24)  # 64 MB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with autobert.kept_memory():
+        torch.ones(1 << 24)
+        kept = faults()
+    torch.ones(1 << 24)
+    assert kept < 100 < 5000 < faults()
 
 
 # ---- Whole pre-trainings: records, resuming, many processes ----
