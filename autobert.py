@@ -700,7 +700,8 @@ def from_content(content, path, device="cpu"):
 
 # A size, its tokens a sequence and its batch. A peer's embeddings are as wide as its hidden states: ours are here, too
 BENCH = {"mini": (replace(SIZES["mini"], vocab=4000, dropout=0.1), 64, 32),
-         "small": (replace(SIZES["small"], embedding=256), 128, 16), "base": (SIZES["base"], 128, 8)}
+         "small": (replace(SIZES["small"], embedding=256), 128, 16), "base": (SIZES["base"], 128, 8),
+         "large": (SIZES["large"], 128, 8)}
 PRECISIONS = ("fp32", "medium", "bf16")
 STEPS = 4  # of a turn, for what a loop keeps from step to step
 BENCH_COLUMNS = ("size", "what", "n", "batch", "model", "precision", "ms", "tokens_per_s", "of_peak", "memory_MB",
@@ -1412,6 +1413,63 @@ def train(args):
         distributed.destroy_process_group()
 
 
+def add_pretrain(commands):
+    """The options of `pretrain`."""
+    two = commands.add_parser("pretrain", help="MLM + NSP pre-training; writes a checkpoint, its records and curve",
+                              argument_default=argparse.SUPPRESS)  # so that --resume sees what was given
+    what = two.add_mutually_exclusive_group(required=True)
+    what.add_argument("--corpus", nargs="+", help="text, .gz or .xz: a sentence a line, blank line between documents; "
+                      "or one token cache (data.py prepare)")
+    what.add_argument("--resume", default=None, help="checkpoint of a run that stopped, to go on")
+    two.add_argument("--backbone", help=f"a name or a backbone file; default: {USUAL['backbone']}")
+    two.add_argument("--size", choices=SIZES, help=f"of the model; default: {USUAL['size']}")
+    two.add_argument("--vocab", type=data.number(int, 1, 10**7),
+                     help="sentencepiece vocabulary; default: toy 600, mini 8,000, else 30,000")
+    for name, least in (("steps", 1), ("batch", 1), ("n", 5), ("lr", 0), ("seed", 0), ("accumulate", 1)):
+        kind = data.number(float if name == "lr" else int, least, data.SEEDS)
+        values = {size: f"{getattr(preset, name):,}" for size, preset in PRETRAIN.items()}
+        usual = ", ".join(f"{size} {value}" for size, value in values.items())
+        usual = usual if len(set(values.values())) > 1 else values["toy"]
+        more = "pieces a process takes a batch in, to save memory; " if name == "accumulate" else ""
+        two.add_argument(f"--{name}", type=kind, help=f"{more}default: {usual}")
+    for name, what in (("save", "the checkpoint and curve are written; default: a tenth of all, at most 2,000"),
+                       ("eval", "held-out loss is measured; default: a twentieth of all")):
+        two.add_argument(f"--{name}-every", type=data.number(int, 1, data.SEEDS), help=f"steps after which {what}")
+    two.add_argument("--precision", choices=("auto", "fp32", "medium", "bf16"),
+                     help="default: auto, bf16 (autocast) on CUDA and fp32 on CPU; medium: fp32, products may be bf16")
+    two.add_argument("--init", help="checkpoint to start from with its backbone and tokenizer (see supernet.py --run)")
+    two.add_argument("--fast", choices=("auto", "always", "never"),
+                     help="fused attention and conv1d: where measured faster (auto), always, or the plain definitions")
+    two.add_argument("--checkpointing", action="store_true", help="less memory, more time: keep only layers' inputs")
+    two.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    two.add_argument("--compile", action="store_true", default=False, help="torch.compile")
+    two.add_argument("--out", help=f"the checkpoint; default: {USUAL['out']}")
+    two.add_argument("--overwrite", action="store_true", help="replace the files of --out")
+    two.set_defaults(run=train)
+
+
+def add_bench(commands):
+    """The options of `bench`."""
+    five = commands.add_parser("bench", help="speed and memory of training steps and inference, beside a peer's",
+                               description="Measure training steps and inference in turns in one process. `to peer's "
+                               "fp32`: median and quartiles over turns of how many times as fast as the peer's in "
+                               "fp32; `same`: in the same precision; `to bert`: as our own bert in the same precision.")
+    five.add_argument("--size", nargs="+", choices=BENCH, default=["mini", "small"])
+    five.add_argument("--what", nargs="+", choices=("train", "infer"), default=["train", "infer"])
+    five.add_argument("--backbone", nargs="+", default=["bert", "autobert-zero"], help="names or backbone files")
+    five.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    five.add_argument("--n", type=data.number(int, 8, 10**5), help="tokens a sequence; default: 64 (mini), 128")
+    five.add_argument("--batch", type=data.number(int, 1, 10**6), help="default: 32 (mini), 16, 8; inference 32")
+    five.add_argument("--turns", type=data.number(int, 1, 10**5), default=5, help="of each, after two to warm up")
+    five.add_argument("--peer", help="a package with a BertForPreTraining to race with, such as transformers")
+    five.add_argument("--fast", choices=("auto", "always", "never"), default="auto", help="as for pretrain")
+    five.add_argument("--threads", type=data.number(int, 1, 1024), help="of the CPU; default: torch's")
+    five.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    five.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0)
+    five.add_argument("--out", help="write the table as TSV, too")
+    five.set_defaults(run=bench)
+
+
 def main(argv=None):
     """The command line; see --help."""
     parser = data.Parser(description=__doc__.split("\n")[0])
@@ -1435,53 +1493,8 @@ def main(argv=None):
     four.add_argument("--records", nargs="+", help=".tsv files of pretrain: held-out losses in one picture instead")
     four.add_argument("--out", default="backbone.svg")
     four.set_defaults(run=draw)
-    two = commands.add_parser("pretrain", help="MLM + NSP pre-training; writes a checkpoint, its records and curve",
-                              argument_default=argparse.SUPPRESS)  # so that --resume sees what was given
-    what = two.add_mutually_exclusive_group(required=True)
-    what.add_argument("--corpus", nargs="+", help="text, .gz or .xz: a sentence a line, blank line between documents; "
-                      "or one token cache (data.py prepare)")
-    what.add_argument("--resume", default=None, help="checkpoint of a run that stopped, to go on")
-    two.add_argument("--backbone", help=f"a name or a backbone file; default: {USUAL['backbone']}")
-    two.add_argument("--size", choices=SIZES, help=f"of the model; default: {USUAL['size']}")
-    two.add_argument("--vocab", type=data.number(int, 1, 10**7),
-                     help="sentencepiece vocabulary; default: toy 600, else 30,000")
-    for name, least in (("steps", 1), ("batch", 1), ("n", 5), ("lr", 0), ("seed", 0), ("accumulate", 1)):
-        kind = data.number(float if name == "lr" else int, least, data.SEEDS)
-        usual = ", ".join(f"{size} {getattr(preset, name):,}" for size, preset in PRETRAIN.items())
-        more = "pieces a process takes a batch in, to save memory; " if name == "accumulate" else ""
-        two.add_argument(f"--{name}", type=kind, help=f"{more}default: {usual}")
-    for name, what in (("save", "the checkpoint and curve are written; default: a tenth of all, at most 2,000"),
-                       ("eval", "held-out loss is measured; default: a twentieth of all")):
-        two.add_argument(f"--{name}-every", type=data.number(int, 1, data.SEEDS), help=f"steps after which {what}")
-    two.add_argument("--precision", choices=("auto", "fp32", "medium", "bf16"),
-                     help="default: auto, bf16 (autocast) on CUDA and fp32 on CPU; medium: fp32, products may be bf16")
-    two.add_argument("--init", help="checkpoint to start from with its backbone and tokenizer (see supernet.py --run)")
-    two.add_argument("--fast", choices=("auto", "always", "never"),
-                     help="fused attention and conv1d: where measured faster (auto), always, or the plain definitions")
-    two.add_argument("--checkpointing", action="store_true", help="less memory, more time: keep only layers' inputs")
-    two.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    two.add_argument("--compile", action="store_true", default=False, help="torch.compile")
-    two.add_argument("--out", help=f"the checkpoint; default: {USUAL['out']}")
-    two.add_argument("--overwrite", action="store_true", help="replace the files of --out")
-    two.set_defaults(run=train)
-    five = commands.add_parser("bench", help="speed and memory of training steps and inference, beside a peer's",
-                               description="Measure training steps and inference in turns in one process. `to peer's "
-                               "fp32`: median and quartiles over turns of how many times as fast as the peer's in "
-                               "fp32; `same`: in the same precision; `to bert`: as our own bert in the same precision.")
-    five.add_argument("--size", nargs="+", choices=BENCH, default=["mini", "small"])
-    five.add_argument("--what", nargs="+", choices=("train", "infer"), default=["train", "infer"])
-    five.add_argument("--backbone", nargs="+", default=["bert", "autobert-zero"], help="names or backbone files")
-    five.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    five.add_argument("--n", type=data.number(int, 8, 10**5), help="tokens a sequence; default: 64 (mini), 128")
-    five.add_argument("--batch", type=data.number(int, 1, 10**6), help="default: 32 (mini), 16, 8; inference 32")
-    five.add_argument("--turns", type=data.number(int, 1, 10**5), default=5, help="of each, after two to warm up")
-    five.add_argument("--peer", help="a package with a BertForPreTraining to race with, such as transformers")
-    five.add_argument("--fast", choices=("auto", "always", "never"), default="auto", help="as for pretrain")
-    five.add_argument("--threads", type=data.number(int, 1, 1024), help="of the CPU; default: torch's")
-    five.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    five.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0)
-    five.add_argument("--out", help="write the table as TSV, too")
-    five.set_defaults(run=bench)
+    add_pretrain(commands)
+    add_bench(commands)
     args = parser.parse_args(argv)
     args.run(args)
 
