@@ -24,10 +24,12 @@ import json
 import math
 import os
 import pickle
+import re
 import shutil
 import sys
 import tempfile
 import time
+import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
@@ -703,6 +705,7 @@ BENCH = {"mini": (replace(SIZES["mini"], vocab=4000, dropout=0.1), 64, 32),
          "small": (replace(SIZES["small"], embedding=256), 128, 16), "base": (SIZES["base"], 128, 8),
          "large": (SIZES["large"], 128, 8)}
 PRECISIONS = ("fp32", "medium", "bf16")
+PEER = ("BertConfig", "BertForPreTraining", "BertTokenizerFast", "DataCollatorForLanguageModeling")  # of a package
 STEPS = 4  # of a turn, for what a loop keeps from step to step
 BENCH_COLUMNS = ("size", "what", "n", "batch", "model", "precision", "ms", "tokens_per_s", "of_peak", "memory_MB",
                  "to_peer_fp32", "low", "high", "to_peer_same", "to_bert_same")
@@ -912,8 +915,12 @@ def bench(args):
     device, before = find_device(args.device), torch.get_num_threads()
     try:
         args.peer = args.peer and importlib.import_module(args.peer)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise UserError(f"--peer {args.peer!r}: cannot be imported here ({error})") from None
+    if args.peer and (missing := [name for name in PEER if not hasattr(args.peer, name)]):
+        raise UserError(f"--peer {args.peer.__name__!r}: has no {missing[0]}")
+    if args.out:
+        data.check_out(args.out)
     if args.threads:
         torch.set_num_threads(args.threads)
     peaks = {precision: matmul_peak(precision, device) for precision in args.precision}
@@ -1148,9 +1155,14 @@ def chart(title, across, up, series, dots=(), log=False):
 
 def draw(args):
     """Write the picture of a backbone, or that of held-out losses in the records of pre-trainings."""
+    data.check_out(args.out)
     if args.records:
-        curves = {Path(path).stem: curve(read_records(path), "held_mlm") for path in args.records}
-        if missing := [path for path in args.records if not curves[Path(path).stem][0]]:
+        if any(os.path.exists(args.out) and os.path.samefile(path, args.out) for path in args.records):
+            raise UserError(f"--out {args.out!r}: one of the records")
+        stems = [Path(path).stem for path in args.records]
+        names = stems if len(set(stems)) == len(stems) else args.records
+        curves = {name: curve(read_records(path), "held_mlm") for name, path in zip(names, args.records)}
+        if missing := [name for name, (steps, _) in curves.items() if not steps]:
             raise UserError(f"{missing[0]}: no held-out losses; expected the .tsv that `pretrain` wrote")
         svg = chart("Pre-training: MLM loss on held-out documents", "step", "nats", curves)
     else:
@@ -1161,8 +1173,9 @@ def draw(args):
 
 # ---- Pre-training from the command line ----
 
+PUBLISHED = "autobert-zero"  # the backbone where none is named
 # What `pretrain` takes where nothing else is given; steps, batch, .. are those of the size
-USUAL = {"backbone": "autobert-zero", "size": "toy", "init": None, "fast": "auto", "checkpointing": False,
+USUAL = {"backbone": None, "size": "toy", "init": None, "fast": "auto", "checkpointing": False,
          "precision": "auto", "out": "model.pt", "overwrite": False}
 COLUMNS = ("step", "lr", "loss", "mlm", "nsp", "nsp_accuracy", "held_mlm", "held_nsp_accuracy", "tokens_per_s",
            "seconds")
@@ -1171,13 +1184,17 @@ OF_MACHINE = ("device", "compile")  # may differ in a resumed run
 
 def read_records(path):
     """The rows of a table of COLUMNS, each a dict of str; one that was cut short in the writing is left out."""
-    rows = [dict(zip(COLUMNS, line.split("\t"))) for _, line in data.read_lines(path)]
-    return [row for row in rows if len(row) == len(COLUMNS) and row["step"].isdigit()]
+    lines = [line.rstrip("\r\n").split("\t") for _, line in data.read_lines(path)]
+    if lines[:1] != [list(COLUMNS)]:
+        raise UserError(f"{path}: not the .tsv that `pretrain` writes; expected its columns {' '.join(COLUMNS)}")
+    step, number = re.compile("[0-9]{1,12}"), re.compile(r"|nan|-?inf|-?[0-9]+(\.[0-9]+)?(e[+-][0-9]+)?")
+    return [dict(zip(COLUMNS, row)) for row in lines[1:] if len(row) == len(COLUMNS)
+            and step.fullmatch(row[0]) and all(map(number.fullmatch, row[1:]))]
 
 
 def curve(rows, column):
     """(steps, values) of a column of records, where it is filled."""
-    pairs = [(int(row["step"]), float(row[column])) for row in rows if row[column].strip()]
+    pairs = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
     return [step for step, _ in pairs], [value for _, value in pairs]
 
 
@@ -1219,7 +1236,7 @@ def starting_point(asked, seed):
         model = Pretraining(replace(config, **how), loaded.encoder.backbone)
         model.load_state_dict(loaded.state_dict())
         return model, tokenizer, data.open_corpus(asked["corpus"], tokenizer)
-    backbone = load_backbone(asked["backbone"], size.layers)
+    backbone = load_backbone(asked["backbone"] or PUBLISHED, size.layers)
     tokenizer = data.tokenizer_for(asked["corpus"], asked.get("vocab"), seed, size.vocab)
     corpus = data.open_corpus(asked["corpus"], tokenizer)
     with seeded(seed):
@@ -1229,21 +1246,23 @@ def starting_point(asked, seed):
 def resolve(asked, device):
     """All that a new run goes by, as one flat dict; UserError if its sizes or its files are not to be had."""
     given = {f.name: asked[f.name] for f in fields(PretrainSettings) if f.name in asked}
+    if asked["init"] and (asked["backbone"] or "vocab" in asked):
+        raise UserError(f"--init {asked['init']!r} brings its backbone and vocabulary; none can be given with it")
     if given["precision"] == "auto":
         given["precision"] = "bf16" if device.type == "cuda" else "fp32"
     s, size, out = replace(PRETRAIN[asked["size"]], **given), SIZES[asked["size"]], asked["out"]
     if Path(out).suffix in (".tsv", ".svg"):
         raise UserError(f"--out {out!r}: the records beside the checkpoint have this ending; expected another")
-    for path in (out, Path(out).with_suffix(".tsv"), Path(out).with_suffix(".svg")) if out else ():
+    data.check_out(out)
+    for path in (out, Path(out).with_suffix(".tsv"), Path(out).with_suffix(".svg")):
+        data.check_out(path)
         if os.path.exists(path) and not asked["overwrite"]:
             raise UserError(f"--out {out!r}: {str(path)!r} exists; give another or --overwrite")
     if s.n > size.positions:
         raise UserError(f"--n {s.n}: size {asked['size']} has {size.positions} positions")
-    if not out or not os.access(os.path.dirname(out) or ".", os.W_OK):
-        raise UserError(f"--out {out!r}: its folder is not there, or not writable")
     if s.batch % s.accumulate:
         raise UserError(f"--accumulate {s.accumulate} does not divide --batch {s.batch}")
-    return {**asdict(s), "size": asked["size"], "name": asked["init"] or asked["backbone"],
+    return {**asdict(s), "size": asked["size"], "name": asked["init"] or asked["backbone"] or PUBLISHED,
             "corpus": [os.path.abspath(path) for path in asked["corpus"]],
             "eval_every": asked.get("eval_every", max(1, s.steps // 20)),
             "save_every": asked.get("save_every", max(1, min(2000, s.steps // 10)))}
@@ -1259,9 +1278,19 @@ def resumed(path, given):
     if not {"run", "training"} <= content.keys():
         raise UserError(f"--resume {path!r}: a finished model; nothing to resume")
     options, state = content["run"], content["training"]
-    known = {f.name for f in fields(PretrainSettings)} | {"corpus", "tokens", "steps_per_epoch", "eval_every",
-                                                          "save_every", "size", "name"}
-    if not known <= options.keys() or not {"step", "seconds", "optimizer"} <= state.keys():
+    kinds = {f.name: f.type for f in fields(PretrainSettings)} | {
+        "corpus": list, "tokens": int, "steps_per_epoch": int, "order": int, "eval_every": int, "save_every": int,
+        "size": str, "name": str}
+    try:
+        good = all(type(options[key]) is kind and (kind is not int or 0 <= options[key] <= data.SEEDS)
+                   and (kind is not float or 0 <= options[key] < math.inf) for key, kind in kinds.items())
+        good = good and min(options[key] for key in ("batch", "accumulate", "eval_every", "save_every")) > 0
+        good = good and options["precision"] in PRECISIONS and options["batch"] % options["accumulate"] == 0
+        good = good and type(state["step"]) is int and 0 < state["step"] < options["steps"]
+        good = good and type(state["seconds"]) is float and 0 <= state["seconds"] < math.inf
+    except (KeyError, TypeError, AttributeError):
+        good = False
+    if not good:
         raise UserError(f"--resume {path!r}: not written by `pretrain` of this program")
     return model, tokenizer, data.open_corpus(options["corpus"], tokenizer), options, state
 
@@ -1282,7 +1311,7 @@ def prepare(args, processes):
     device = find_device(args.device)
     if processes > 1 and device.type == "cuda":
         device = find_device(f"cuda:{os.environ['LOCAL_RANK']}")
-    if args.resume:
+    if args.resume is not None:
         model, tokenizer, corpus, options, state = resumed(args.resume, given)
         out = args.resume
     else:
@@ -1298,7 +1327,8 @@ def prepare(args, processes):
     learnt, held = data.split_held_out(corpus)
     batches = data.PretrainingData(learnt, s.n, s.batch, config.vocab, s.seed)
     held_out = data.PretrainingData(held, s.n, min(s.batch, 64), config.vocab, s.seed)
-    counts = {"tokens": len(corpus.tokens), "steps_per_epoch": batches.steps_per_epoch}
+    counts = {"tokens": len(corpus.tokens), "steps_per_epoch": batches.steps_per_epoch,
+              "order": zlib.crc32(corpus.sentences)}  # of sentences, by their lengths
     if state and any(options[key] != value for key, value in counts.items()):
         raise UserError(f"--resume {out!r}: the corpus has changed, {options['tokens']:,} tokens in "
                         f"{options['steps_per_epoch']:,} batches before, {counts['tokens']:,} in "
@@ -1306,6 +1336,19 @@ def prepare(args, processes):
     options |= counts | {"model": asdict(config), "backbone": list(model.encoder.backbone), "device": str(device),
                          "processes": processes}
     return Run(out, options, s, model.to(device), tokenizer, batches, held_out, device, state)
+
+
+def load_moments(optimizer, saved, path):
+    """Put Adam's moments of a checkpoint into an optimizer; UserError if they are not of its parameters."""
+    try:  # rates, decay and the like are this program's, not the file's
+        optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+        good = all(optimizer.state[p][key].shape == p.shape and optimizer.state[p][key].dtype == p.dtype
+                   for group in optimizer.param_groups for p in group["params"] for key in ("exp_avg", "exp_avg_sq"))
+        good = good and all(s["step"].shape == () and len(s) == 3 for s in optimizer.state.values())
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError):
+        good = False
+    if not good:
+        raise UserError(f"--resume {path!r}: its moments are not those of the model")
 
 
 class Run:
@@ -1319,7 +1362,7 @@ class Run:
         self.model, self.tokenizer, self.batches, self.held_out = model, tokenizer, batches, held_out
         self.optimizer = make_optimizer(model, settings.lr, settings.weight_decay, (0.9, settings.beta2))
         if state:
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_moments(self.optimizer, state["optimizer"], out)
         self.first, self.before = (state["step"], state["seconds"]) if state else (0, 0.0)
         self.saved, self.table = self.first, Path(out).with_suffix(".tsv")
         self.log_every = max(1, settings.steps // 100)
@@ -1327,6 +1370,7 @@ class Run:
     def begin(self):
         """Print what it goes by, and begin its records or cut off those behind the checkpoint."""
         print(json.dumps(self.options), flush=True)
+        data.sweep(Path(self.out))
         rows = read_records(self.table) if self.first and self.table.exists() else []
         data.write_beside(self.table, "\t".join(COLUMNS) + "\n" + "".join(
             "\t".join(row.values()) + "\n" for row in rows if int(row["step"]) <= self.first))
@@ -1421,7 +1465,7 @@ def add_pretrain(commands):
     what.add_argument("--corpus", nargs="+", help="text, .gz or .xz: a sentence a line, blank line between documents; "
                       "or one token cache (data.py prepare)")
     what.add_argument("--resume", default=None, help="checkpoint of a run that stopped, to go on")
-    two.add_argument("--backbone", help=f"a name or a backbone file; default: {USUAL['backbone']}")
+    two.add_argument("--backbone", help=f"a name or a backbone file; default: {PUBLISHED}")
     two.add_argument("--size", choices=SIZES, help=f"of the model; default: {USUAL['size']}")
     two.add_argument("--vocab", type=data.number(int, 1, 10**7),
                      help="sentencepiece vocabulary; default: toy 600, mini 8,000, else 30,000")

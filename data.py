@@ -27,6 +27,7 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -100,6 +101,10 @@ def run_cli(main):
         message, code = f"{error.filename or 'input or output'}: {error.strerror or error}", 2
     except MemoryError:
         message, code = "out of memory; try a smaller batch, model or corpus", 2
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # as torch says it
+            raise
+        message, code = "out of memory; try a smaller batch, model or corpus", 2
     print("error:", " ".join(message.split()), file=sys.stderr)
     sys.exit(code)
 
@@ -132,6 +137,38 @@ def sync(path):
     os.close(descriptor)
 
 
+def sweep(path):
+    """Remove temporary neighbours of `path` that killed processes left: those gone, and an hour without a change."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        pid = left.name[len(path.name) + 2:-4]
+        with contextlib.suppress(OSError):
+            changed = max(file.stat().st_mtime for file in (left, *left.glob("*")))
+            if re.fullmatch("[0-9]{1,9}", pid) and changed < time.time() - 3600 and not alive(int(pid)):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def alive(pid):
+    """Whether a process of this machine has that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def check_out(path):
+    """UserError unless a file can be written there."""
+    path = Path(path)
+    if not path.name or path.is_dir():
+        raise UserError(f"--out {str(path)!r}: a folder; expected a file to write")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"--out {str(path)!r}: its folder is not there, or not writable")
+    if len(os.fsencode(path.name)) > 200:
+        raise UserError(f"--out {str(path)!r}: a name of more than 200 bytes")
+
+
 @contextlib.contextmanager
 def folder_beside(path, replaced=False):
     """A hidden neighbour to fill, which then becomes `path`, whole or not at all; if `replaced`, for what is there."""
@@ -139,9 +176,8 @@ def folder_beside(path, replaced=False):
     neighbour, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # by a kill; a young one may be at work
-            if left.stat().st_mtime < time.time() - 3600:
-                shutil.rmtree(left, ignore_errors=True)
+        sweep(path)
+        shutil.rmtree(neighbour, ignore_errors=True)  # of a killed process that had this one's number
         neighbour.mkdir()
         yield neighbour
         for file in (*neighbour.iterdir(), neighbour):
@@ -493,7 +529,7 @@ def mask_tokens(ids, vocab_size, rng, max_pred=20):
     masked, n = np.array(ids), ids.shape[1]
     real = masked != PAD
     free = real & (masked != CLS) & (masked != SEP)
-    count = np.clip(np.rint(0.15 * real.sum(1, np.uint16)), 1, max_pred).astype(np.int64)  # (B,)
+    count = np.clip(np.rint(0.15 * real.sum(1, np.int32)), 1, max_pred).astype(np.int64)  # (B,)
     # The chosen ones have the smallest keys. No two keys of a row are alike: below the random bits stands the column.
     keys = rng.integers(0, 1 << 64, (len(ids), (n + 1) // 2), np.uint64).view(np.uint32)[:, :n]  # two keys from a draw
     keys <<= (n - 1).bit_length()
@@ -551,6 +587,7 @@ class PretrainingData:
 FORMAT = 1  # of the cache's files
 META = {"format": int, "tokens": int, "sentences": int, "documents": int, "dtype": str, "tokenizer": str,
         "sources": list}  # tokenizer: its SHA-256
+CACHE_FILES = {"meta.json", "tokenizer.model", "tokens.bin", "sentences.bin", "documents.bin"}
 AGAIN = "run `data.py prepare` again"
 
 
@@ -603,8 +640,19 @@ def encoded(pipes, tokenizer, chunks):
         raise UserError("a process that encoded text has ended; out of memory?") from None
 
 
+def is_our_cache(folder):
+    """Whether a folder holds what `prepare` wrote and nothing else, so that it may be replaced."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    with contextlib.suppress(UserError):
+        return bool(read_meta(folder / "meta.json")) and {path.name for path in folder.iterdir()} <= CACHE_FILES
+    return False
+
+
 def source_of(path):
     """What tells a source file from a later version of it."""
+    if not os.path.exists(path):
+        raise UserError(f"{path!r}: no such file; expected text")
     found = os.stat(path)
     return {"path": os.path.abspath(path), "bytes": found.st_size, "mtime": found.st_mtime_ns}
 
@@ -633,8 +681,11 @@ def write_cache(folder, tokenizer, sources, parts):
 def prepare(corpus, out, vocab, seed, workers, tokenizer=None, overwrite=False):
     """Write the token cache `out` of corpus files. tokenizer: a model file, or None to learn `vocab` pieces."""
     start, sources, read = time.monotonic(), [source_of(path) for path in corpus], 0
-    if os.path.lexists(out) and not (overwrite and os.path.isfile(os.path.join(out, "meta.json"))):
-        raise UserError(f"--out {out!r} exists; give another" + " or --overwrite" * (not overwrite))
+    if not Path(out).name:
+        raise UserError(f"--out {out!r}: expected the name of a new folder")
+    if os.path.lexists(out) and not (overwrite and is_our_cache(Path(out))):
+        raise UserError(f"--out {out!r} exists" + (", and is not a cache and nothing else" if overwrite else "")
+                        + "; give another" + " or --overwrite" * (not overwrite))
 
     def chunks():
         nonlocal read
@@ -699,7 +750,21 @@ def open_cache(folder):
                                      ("documents", corpus.documents[0, 0], corpus.documents[-1, 1], meta["sentences"])):
         if (first, last) != (0, total):
             raise UserError(f"{folder / name}.bin: from {first} to {last}, expected 0 to {total}; {AGAIN}")
+    check_arrays(folder, corpus, tokenizer.vocab_size)
     return at_least_two(corpus, folder), tokenizer
+
+
+def check_arrays(folder, corpus, vocab):
+    """UserError where a cache's arrays cannot be those of a text; a stretch at a time, for memory."""
+    first, last = corpus.documents.T
+    good = {"documents": bool((first < last).all() and (first[1:] == last[:-1]).all())}
+    for name, ok in (("sentences", lambda part: (np.diff(part) > 0).all()),
+                     ("tokens", lambda part: part.min() >= 0 and part.max() < vocab)):
+        array = getattr(corpus, name)
+        good[name] = all(ok(array[i:i + (1 << 22) + 1]) for i in range(0, len(array), 1 << 22))
+    for name in good:
+        if not good[name]:
+            raise UserError(f"{folder / name}.bin: damaged; {AGAIN}")
 
 
 def is_cache(paths):

@@ -2991,7 +2991,7 @@ def test_every_command_in_readme_parses(monkeypatch):
         original(self, argv, namespace)
         raise Parsed
     monkeypatch.setattr(ops.argparse.ArgumentParser, "parse_args", parse)
-    commands = re.findall(r"^(?:.*`)?python (\w+)\.py([^`\n]*)", README, re.M)
+    commands = re.findall(r"^(?:.*`)?(?:python|torchrun .*--) (\w+)\.py([^`\n]*)", README, re.M)
     assert len(commands) >= 10
     for script, arguments in commands:
         if "--help" not in arguments and "resume" not in arguments:
@@ -3027,10 +3027,15 @@ def test_readmes_figures_are_the_recorded_ones():
         assert tables and all(line in README for line in tables), name
     blocks = re.findall(r"```\n(.*?)```", README, re.S)
     for name, mark in (("compare-landscapes.txt", "  literal "), ("compare-toy.txt", "  random+ws "),
-                       ("compare-parts.txt", "  no-probe "), ("sharing.txt", "start   steps")):
+                       ("compare-parts.txt", "  no-probe "), ("sharing.txt", "start   steps"),
+                       ("bench.txt", "training step, mini")):
         recorded = (HERE / "results" / name).read_text().splitlines()
         block = next(block for block in blocks if mark in block)
         assert all(line in recorded for line in block.splitlines()), name
+    for name, loss, accuracy in re.findall(r"^(\S+) +held-out mlm=(\S+) nsp=\S+ nsp_accuracy=(\S+)$", README, re.M):
+        last = autobert.read_records(HERE / f"results/pretrain-{name}.tsv")[-1]
+        assert last["step"] == "20000"
+        assert (f"{float(last['held_mlm']):.4f}", f"{float(last['held_nsp_accuracy']):.4f}") == (loss, accuracy)
     recorded = (HERE / "results/pays.tsv").read_text().splitlines()
     for line in recorded[1:]:
         name, *figures = line.split("\t")
