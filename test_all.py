@@ -696,6 +696,13 @@ def one_document(cache):
     np.array([0, data.read_meta(cache / "meta.json")["sentences"]]).tofile(cache / "documents.bin")
 
 
+def overwritten(path, at, content):
+    """Put bytes in the middle of a file."""
+    with open(path, "r+b") as file:
+        file.seek(at)
+        file.write(content)
+
+
 @pytest.mark.parametrize("damage, says", [
     (lambda cache: os.truncate(cache / "tokens.bin", 1000), "tokens.bin: 1,000 bytes, expected "),
     (lambda cache: (cache / "sentences.bin").open("ab").write(bytes(8)), "sentences.bin: "),
@@ -714,6 +721,9 @@ def one_document(cache):
     (lambda cache: os.utime(cache.parent / "b.txt", (1, 1)), "b.txt has changed since"),
     (lambda cache: edited(cache / "meta.json", b'"tokens": ', b'"tokens": -'), "meta.json: not of format 1"),
     (lambda cache: one_document(cache), "cache: one document"),
+    (lambda cache: overwritten(cache / "tokens.bin", 100, b"\xff\xff"), "tokens.bin: damaged"),  # no such piece
+    (lambda cache: overwritten(cache / "sentences.bin", 80, b"\xff"), "sentences.bin: damaged"),  # goes back behind it
+    (lambda cache: overwritten(cache / "documents.bin", 85, b"\x01"), "documents.bin: damaged"),  # beyond the end
     (lambda cache: shutil.rmtree(cache), "not a token cache"),
     (lambda cache: os.remove(cache.parent / "b.txt"), None)])  # the text may go
 def test_a_stale_or_damaged_cache_is_noticed(toy, tokenizer, tmp_path_factory, tmp_path, damage, says):
@@ -740,8 +750,32 @@ def test_a_cache_is_replaced_only_on_demand(toy, tokenizer, tmp_path):
         cached(toy, tokenizer, tmp_path, 1)
     data.prepare(files[:1], folder, 400, 0, 1, overwrite=True)
     assert data.open_cache(folder)[1].vocab_size == 400 and not list(tmp_path.glob(".*"))
-    with pytest.raises(UserError, match="exists; give another$"):  # a folder of something else
-        data.prepare(files, toy, 400, 0, 1, overwrite=True)
+    (folder / "thesis.txt").write_text("precious")
+    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "meta.json").write_text("{}")
+    for other in (toy, folder, tmp_path / "link", tmp_path / "foreign"):
+        with pytest.raises(UserError, match="exists, and is not a cache and nothing else; give another$"):
+            data.prepare(files, other, 400, 0, 1, overwrite=True)
+    with pytest.raises(UserError, match="--out '': expected the name of a new folder"):
+        data.prepare(files, "", 400, 0, 1, overwrite=True)
+    assert (folder / "thesis.txt").exists() and (tmp_path / "foreign" / "meta.json").exists()
+
+
+def test_only_what_the_dead_left_long_ago_is_swept_away(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    names = [f".model.pt.{dead.pid}.tmp", f".model.pt.{os.getpid()}.tmp", f".model.pt.x.{dead.pid}.tmp",
+             ".model.pt.notes.tmp", f".model.pt.{dead.pid}0.tmp/tokens.bin"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (1, 1))
+    data.sweep(tmp_path / "model.pt")
+    assert not (tmp_path / names[0]).exists() and all((tmp_path / name).exists() for name in names[1:])
+    (tmp_path / names[0]).write_text("young")
+    data.sweep(tmp_path / "model.pt")
+    assert (tmp_path / names[0]).exists()
 
 
 def test_a_full_disk_is_noticed_before_and_while_a_cache_is_written(toy, tokenizer, tmp_path, monkeypatch):
@@ -2123,6 +2157,8 @@ def test_a_killed_pretraining_goes_on_bit_for_bit(pretrained, toy, tmp_path):
     result = pretraining(tmp_path, "--resume", "half.pt")
     assert result.returncode == 0 and result.stdout.splitlines()[1].startswith("step=42/300")
     assert records(tmp_path / "half.tsv") == records(whole / "whole.tsv")
+    one, other = (path.read_text().splitlines() for path in (tmp_path / "half.tsv", whole / "whole.tsv"))
+    assert [line.split("\t")[:8] for line in one] == [line.split("\t")[:8] for line in other]
     one, other = (autobert.load_tensors(path) for path in (tmp_path / "half.pt", whole / "whole.pt"))
     assert one.keys() == other.keys() and one["config"]["dropout"] == 0.1
     assert one["state"].keys() == other["state"].keys()
@@ -2187,9 +2223,46 @@ def test_what_cannot_be_resumed_is_one_clear_error(pretrained, toy, tmp_path, mo
             autobert.main(["pretrain", "--resume", "model.pt"])
     Path("corpus.txt").write_text(text)
     Path("broken.pt").write_bytes(whole[:-1000])
-    with pytest.raises(UserError, match="broken.pt"):
-        autobert.main(["pretrain", "--resume", "broken.pt"])
+    for path in ("broken.pt", ""):
+        with pytest.raises(UserError, match=f"checkpoint '{path}'"):
+            autobert.main(["pretrain", "--resume", path])
+    for at, value in itertools.chain(
+            ((("run", key), value) for key, value in (
+                ("batch", 0), ("accumulate", None), ("accumulate", 4), ("lr", math.nan), ("lr", -1.0), ("seed", "x"),
+                ("steps", 2**70), ("corpus", 3), ("precision", None), ("save_every", 0), ("order", 1.5))),
+            ((("training", key), value) for key, value in (
+                ("step", ""), ("step", 2**70), ("step", 0), ("seconds", []), ("optimizer", []), ("optimizer", {}))),
+            [(("run",), 1), (("training",), None), (("training", "optimizer", "state", 0, "exp_avg"), torch.zeros(3)),
+             (("training", "optimizer", "state", 0, "exp_avg_sq"), 0), (("training", "optimizer", "state"), {})]):
+        content = autobert.load_tensors("model.pt")
+        inner = content
+        for key in at[:-1]:
+            inner = inner[key]
+        inner[at[-1]] = value
+        autobert.save_tensors("changed.pt", content)
+        with pytest.raises(UserError, match="changed.pt': (not written by|its moments|the corpus)"):
+            autobert.main(["pretrain", "--resume", "changed.pt"])
     assert (Path("model.pt").read_bytes(), Path("model.tsv").read_bytes()) == (whole, rows)
+
+
+def test_held_out_losses_of_several_runs_are_one_picture(pretrained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = (pretrained[0] / "whole.tsv").read_text()
+    for name in ("one", "two"):
+        os.mkdir(name)
+        Path(name, "model.tsv").write_text(table)
+    autobert.main(["draw", "--records", "one/model.tsv", "two/model.tsv", "--out", "both.svg"])
+    picture = Path("both.svg").read_text()
+    assert picture.count('<path class="line s0"') == picture.count('<path class="line s1"') == 2  # legend and line
+    assert "one/model.tsv" in picture and "two/model.tsv" in picture
+    Path("other.tsv").write_text(table.replace("held_mlm", "mlm_held"))
+    Path("none.tsv").write_text(table.splitlines()[0] + "\n²\t1\t1\t1\t1\t1\t1\t1\t1\t1\n")
+    for path, out, says in (("one/model.tsv", "one/model.tsv", "one of the records"), ("none.tsv", "x", "no held-out"),
+                            ("other.tsv", "x", "expected its columns step lr"), ("one/model.tsv", "one", "a folder"),
+                            ("one/model.tsv", "no/x.svg", "its folder is not there")):
+        with pytest.raises(UserError, match=says):
+            autobert.main(["draw", "--records", path, "--out", out])
+    assert Path("one/model.tsv").read_text() == table and not Path("x").exists()
 
 
 def stop_after(save):
@@ -2924,7 +2997,7 @@ def test_sharing_without_a_finished_search_is_one_clear_error(finished, tmp_path
     ("data.py toy {here}", "not empty"),
     ("data.py show --corpus {here}/none.txt", "none.txt"),
     ("data.py prepare --out {here}/c", "--corpus"),
-    ("data.py prepare --corpus {here}/none.txt --out {here}/c", "none.txt: No such file"),
+    ("data.py prepare --corpus {here}/none.txt --out {here}/c", "none.txt': no such file; expected text"),
     ("data.py prepare --corpus {here}/one.txt --out {here}/c --vocab 40", "two documents"),
     ("data.py prepare --corpus {here}/empty.txt --out {here}/c --vocab 40", "empty.txt"),
     ("data.py prepare --corpus {here}/latin.txt --out {here}/c --vocab 40", "latin.txt:3: not UTF-8"),
