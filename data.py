@@ -223,6 +223,7 @@ class Tokenizer:
             raise UserError(f"{name}: not a sentencepiece model") from None
         if special != list(range(5)):
             raise UserError(f"{name}: special pieces have ids {special}, expected {list(range(5))}")
+        self.space = self.model.piece_to_id("▁")
 
     @classmethod
     def train(cls, paths, vocab, seed=0):
@@ -271,11 +272,19 @@ class Tokenizer:
         return self.model.encode(text)
 
     def encode_with_offsets(self, text):
-        """(ids, spans) of a text: text[start:end] of a span is what its piece covers, without the space before it."""
+        """(ids, spans) of a text: text[start:end] of a span is what its piece covers, without blanks at its ends.
+
+        A character that becomes several pieces (as the ligature fi does) is the span of each; "▁" alone is empty.
+        """
         mapping, spans = self.model.encode(text, return_type="offset_mapping"), []
-        for start, end in mapping["offsets"]:  # characters of the text as given, not as normalised
-            while start < end and text[start].isspace():
+        blank = {c for c in set(text) if c.isspace() or not self.model.normalize(c)}  # also zero-width ones
+        for i, (start, end) in zip(mapping["ids"], mapping["offsets"]):  # characters of the text, not as normalised
+            while start < end and text[start] in blank:
                 start += 1
+            while start < end and text[end - 1] in blank:
+                end -= 1
+            if start == end < len(text) and i != self.space:  # sentencepiece gives the character to its last piece
+                end += 1
             spans.append((start, end))
         return mapping["ids"], spans
 

@@ -1623,9 +1623,9 @@ def test_gold_spans_fed_in_score_100(toy, tokenizer, version):
     settings = glue.FinetuneSettings()
     windows = glue.squad_windows(questions, tokenizer, settings)
     outputs = []
-    for window in windows:
-        logits = np.full((len(window.row[0]), 2), -10.0)
-        logits[window.span[0], 0] = logits[window.span[1], 1] = 10.0
+    for (ids, _), window in zip(windows, windows.table):
+        logits = np.full((len(ids), 2), -10.0)
+        logits[window["first"], 0] = logits[window["last"], 1] = 10.0
         outputs.append(logits)
     predictions = glue.squad_predictions(questions, glue.decode_squad(questions, windows, outputs, settings))
     scores = glue.squad_scores(questions, predictions)
