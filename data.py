@@ -274,7 +274,8 @@ class Tokenizer:
     def encode_with_offsets(self, text):
         """(ids, spans) of a text: text[start:end] of a span is what its piece covers, without blanks at its ends.
 
-        A character that becomes several pieces (as the ligature fi does) is the span of each; "▁" alone is empty.
+        A character that becomes several pieces (the ligature fi) is the span of each of them, though not of a piece that
+        began before it. A "▁" alone is empty.
         """
         mapping, spans = self.model.encode(text, return_type="offset_mapping"), []
         blank = {c for c in set(text) if c.isspace() or not self.model.normalize(c)}  # also zero-width ones
@@ -283,7 +284,8 @@ class Tokenizer:
                 start += 1
             while start < end and text[end - 1] in blank:
                 end -= 1
-            if start == end < len(text) and i != self.space:  # sentencepiece gives the character to its last piece
+            inside = i != self.space or (spans and spans[-1][1] > start)
+            if start == end < len(text) and inside:  # sentencepiece gives the character to its last piece
                 end += 1
             spans.append((start, end))
         return mapping["ids"], spans

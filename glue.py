@@ -783,6 +783,8 @@ def squad_command(args):
     device, version, tuned, before = autobert.find_device(args.device), "v2.0" if args.v2 else "v1.1", None, None
     if not (args.checkpoint or (args.check and args.tokenizer)):
         raise UserError("--checkpoint: expected; only --check can do with --tokenizer alone")
+    if args.tokenizer and not args.check:
+        raise UserError(f"--tokenizer {args.tokenizer}: only with --check; a checkpoint has its own")
     files = {file: read_squad(file) for file in filter(None, (args.train, args.dev))}
     for file, questions in files.items():
         if args.v2 != questions[0].v2:
