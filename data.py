@@ -274,8 +274,8 @@ class Tokenizer:
     def encode_with_offsets(self, text):
         """(ids, spans) of a text: text[start:end] of a span is what its piece covers, without blanks at its ends.
 
-        A character that becomes several pieces (the ligature fi) is the span of each of them, though not of a piece that
-        began before it. A "▁" alone is empty.
+        A character that becomes several pieces (the ligature fi) is the span of each of them, though not of a piece
+        that began before it. A "▁" alone is empty.
         """
         mapping, spans = self.model.encode(text, return_type="offset_mapping"), []
         blank = {c for c in set(text) if c.isspace() or not self.model.normalize(c)}  # also zero-width ones

@@ -409,7 +409,7 @@ def read_squad(path):
     """train or dev, v1.1 or v2.0, as .json, .json.xz or .json.gz -> [Question]. UserError if anything is wrong."""
     try:
         questions = parse_squad(json.loads("".join(line for _, line in data.read_lines(path))))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: {error}; expected SQuAD's JSON") from None
     seen = set()
     for q in questions:
@@ -481,6 +481,7 @@ def random_span_scores(questions, seed=0):
 # ---- SQuAD: windows, decoding, fine-tuning -------------------------------------------------------------------------
 
 NBEST = 20
+INSIDE = "an end inside a piece"
 WINDOW = np.dtype([(name, np.int32) for name in (
     "question",                 # index into the questions
     "asked", "asked_end",       # the question's tokens: Windows.asked[asked:asked_end]
@@ -640,7 +641,7 @@ def gold_check(questions, tokenizer, s):
         else:
             at = w["begin"] - (w["asked_end"] - w["asked"] + 2) + [w["first"], w["last"]]
             cut = q.context[slice(*windows.offsets[at, [0, 1]])]    # the text of the tokens that the answer touches
-            reason = "" if question_scores(q, cut)[0] else "an end inside a piece"
+            reason = "" if question_scores(q, cut)[0] else INSIDE
         result.append((q, found[q.id], reason))
     return result
 
@@ -764,13 +765,13 @@ def show_check(questions, tokenizer, settings, out):
     for (q, text, _), (exact, _) in zip(each, scored):              # of a question: an answer that comes back
         if exact or q.id.rsplit(" ", 1)[0] not in best:
             best[q.id.rsplit(" ", 1)[0]] = text
-    inside = "an end inside a piece"
-    parts = {"gold answers": reasons != "-", "that fit a window": np.isin(reasons, ["", inside]),
-             "and begin and end with a piece": reasons == ""} | {why: reasons == why for why in sorted({*reasons} - {""})}
+    parts = {"gold answers": reasons != "-", "that fit a window": np.isin(reasons, ["", INSIDE]),
+             "and begin and end with a piece": reasons == ""}
+    parts |= {why: reasons == why for why in sorted(set(reasons)) if why}
     rows = [[name, int(part.sum()), *(f"{100 * share:.2f}" for share in (part.mean(), *scored[part].mean(0)))]
             for name, part in parts.items() if part.any()]
     scores = squad_scores(questions, best)
-    rows.append(["questions, by their best answer", scores["total"], "", f"{scores['exact']:.2f}", f"{scores['f1']:.2f}"])
+    rows.append(["questions, by their best", scores["total"], "", *(f"{scores[key]:.2f}" for key in ("exact", "f1"))])
     show(["gold spans fed in", "count", "%", "EM", "F1"], rows, out)
     misses = [gold for gold, (exact, _) in zip(each, scored) if not exact]
     print(f"\n{len(misses)} misses" + (len(misses) > 20) * ", the first 20:")
@@ -794,6 +795,8 @@ def squad_command(args):
         model, tokenizer, tuned, before = load_squad(args.checkpoint, device)
         autobert.few_threads(model.encoder.config)
     settings = resolved(args, (not args.train and before) or SQUAD_PRESETS[args.preset, version], device)
+    if args.checkpoint and settings.n > model.encoder.config.positions:
+        raise UserError(f"--n {settings.n}: expected at most {model.encoder.config.positions}, the model's positions")
     if args.check:
         tokenizer = data.Tokenizer.load(args.tokenizer) if args.tokenizer else tokenizer
         return show_check(dev, tokenizer, settings, args.out)
@@ -815,8 +818,9 @@ def squad_command(args):
     if args.v2:
         table["always silent"] = squad_scores(dev, {q.id: "" for q in dev})
     columns = [key for key in table["random span"] if "total" not in key]
-    show(["answers", "tau", *columns], [[name, f"{scores['tau']:.3f}" if "tau" in scores else "",
-                                         *(scores[key] for key in columns)] for name, scores in table.items()], args.out)
+    rows = [[name, f"{scores['tau']:.3f}" if "tau" in scores else "", *(scores[key] for key in columns)]
+            for name, scores in table.items()]
+    show(["answers", "tau", *columns], rows, args.out)
 
 
 def toy_jobs(folder, tokenizer, device):
@@ -897,7 +901,7 @@ def main(argv=None):
     for flag, what in (("tokenizer", "a tokenizer.model, for --check without a checkpoint"),
                        ("save", "a checkpoint to write, with the fine-tuned weights and head"),
                        ("predictions", "JSON to write, as the official scorers take it: id -> text, at tau = 0"),
-                       ("null-odds", "JSON to write, for the v2.0 scorer: id -> score of no answer less the best span's"),
+                       ("null-odds", "JSON to write, for the v2.0 scorer: id -> null score - best span's"),
                        ("nbest", f"JSON to write: id -> the {NBEST} best texts")):
         parts["squad"].add_argument("--" + flag, help=what)
     parts["pays"].add_argument("--steps", type=data.number(int, 1), default=2000, help="of pre-training")
