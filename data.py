@@ -266,6 +266,7 @@ class Tokenizer:
             raise UserError(f"{name}: not a sentencepiece model") from None
         if special != list(range(5)):
             raise UserError(f"{name}: special pieces have ids {special}, expected {list(range(5))}")
+        self.space = self.model.piece_to_id("▁")
 
     @classmethod
     def train(cls, paths, vocab, seed=0):
@@ -314,11 +315,21 @@ class Tokenizer:
         return self.model.encode(text)
 
     def encode_with_offsets(self, text):
-        """(ids, spans) of a text: text[start:end] of a span is what its piece covers, without the space before it."""
+        """(ids, spans) of a text: text[start:end] of a span is what its piece covers, without blanks at its ends.
+
+        A character that becomes several pieces (the ligature fi) is the span of each of them, though not of a piece
+        that began before it. A "▁" alone is empty.
+        """
         mapping, spans = self.model.encode(text, return_type="offset_mapping"), []
-        for start, end in mapping["offsets"]:  # characters of the text as given, not as normalised
-            while start < end and text[start].isspace():
+        blank = {c for c in set(text) if c.isspace() or not self.model.normalize(c)}  # also zero-width ones
+        for i, (start, end) in zip(mapping["ids"], mapping["offsets"]):  # characters of the text, not as normalised
+            while start < end and text[start] in blank:
                 start += 1
+            while start < end and text[end - 1] in blank:
+                end -= 1
+            inside = i != self.space or (spans and spans[-1][1] > start)
+            if start == end < len(text) and inside:  # sentencepiece gives the character to its last piece
+                end += 1
             spans.append((start, end))
         return mapping["ids"], spans
 

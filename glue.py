@@ -11,6 +11,7 @@ long passage that fits n tokens; null = "the passage has no answer", read at [CL
     python glue.py                                               what the tasks are, and what their metrics say
     python glue.py finetune --checkpoint C --glue FOLDER --task all
     python glue.py squad --checkpoint C --train train-v2.0.json --dev dev-v2.0.json --v2
+    python glue.py squad --check --preset paper --tokenizer tokenizer.model --dev dev-v1.1.json     gold spans fed in
     python glue.py pays                                          does pre-training pay? at toy size, in minutes
 
 Read after autobert.py.
@@ -22,9 +23,11 @@ import re
 import string
 import sys
 import tempfile
+from array import array
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,14 +103,18 @@ def spearman(x, y):
 def _inversions(r):
     """Pairs i < j with r[i] > r[j], r integers >= 0. Example: [2, 0, 1] -> 2
 
-    Such a pair agrees in its upper bits and then has 1 before 0: count the ones before each zero, bit by bit."""
-    total = 0
+    Such a pair agrees in its upper bits and then has 1 before 0: count the ones before each zero, bit by bit. r stands
+    in groups of equal upper bits, each in first order; a bit takes linear time."""
+    r, total, at = r.copy(), 0, np.arange(len(r))
     for bit in reversed(range(int(r.max()).bit_length())):
-        r = r[np.argsort(r >> (bit + 1), kind="stable")]            # equal upper bits together, else in first order
-        upper, one = r >> (bit + 1), r >> bit & 1
+        one = r >> bit & 1
+        start = np.maximum.accumulate(np.where(np.diff(r >> bit + 1, prepend=-1), at, 0))       # of the own group
         ones_before = np.cumsum(one) - one
-        ones_before -= ones_before[np.searchsorted(upper, upper)]   # only those with the same upper bits
+        ones_before -= ones_before[start]
         total += int(ones_before[one == 0].sum())
+        zeros = np.bincount(start, 1 - one)[start].astype(np.int64)                             # in the own group
+        to = start + np.where(one, zeros + ones_before, at - start - ones_before)
+        r[to] = r.copy()                                            # zeros first, else in the order they stand
     return total
 
 
@@ -129,7 +136,7 @@ def kendall_tau(x, y):
     triples_x, triples_y = (float((t * (t - 1) * (t - 2)).sum()) for t in (tx, ty))
     variance += triples_x * triples_y / (18 * pairs * max(1, n - 2))
     tau = s / math.sqrt(pairs - same_x) / math.sqrt(pairs - same_y)
-    return tau, math.erfc(abs(s) / math.sqrt(2 * variance))
+    return min(1.0, max(-1.0, tau)), math.erfc(abs(s) / math.sqrt(2 * variance))
 
 
 METRICS = {"accuracy": accuracy, "matthews": matthews, "f1": f1, "pearson": pearson, "spearman": spearman}
@@ -381,30 +388,44 @@ class Question:
 
 
 def parse_squad(dataset):
-    """The parsed official JSON (the whole, or its "data") -> [Question]. KeyError or TypeError if it is none."""
-    entries = [(paragraph["context"], qa) for article in (dataset["data"] if isinstance(dataset, dict) else dataset)
-               for paragraph in article["paragraphs"] for qa in paragraph["qas"]]
-    v2 = any("is_impossible" in qa for _, qa in entries)
-    return [Question(qa["id"], qa["question"], context, [(a["text"], a["answer_start"]) for a in qa["answers"]], v2)
-            for context, qa in entries]
+    """The parsed official JSON (the whole, or its "data") -> [Question]. ValueError with the place if it is none."""
+    place, entries = "", []
+    try:
+        for a, article in enumerate(dataset["data"] if isinstance(dataset, dict) else dataset):
+            for p, paragraph in enumerate(article["paragraphs"]):
+                place = f"data[{a}].paragraphs[{p}]"
+                context = paragraph["context"]
+                for i, qa in enumerate(paragraph["qas"]):
+                    place = f"data[{a}].paragraphs[{p}].qas[{i}]"
+                    answers = [(answer["text"], answer["answer_start"]) for answer in qa["answers"]]
+                    entries.append((qa["id"], qa["question"], context, answers, "is_impossible" in qa))
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{type(error).__name__} {error} behind {place or 'its beginning'}") from None
+    v2 = any(entry[-1] for entry in entries)
+    return [Question(*entry[:-1], v2) for entry in entries]
 
 
 def read_squad(path):
     """train or dev, v1.1 or v2.0, as .json, .json.xz or .json.gz -> [Question]. UserError if anything is wrong."""
     try:
         questions = parse_squad(json.loads("".join(line for _, line in data.read_lines(path))))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: {type(error).__name__} {error}; expected SQuAD's JSON") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: {error}; expected SQuAD's JSON") from None
+    seen = set()
     for q in questions:
         kinds = [(x, str) for x in (q.id, q.text, q.context, *(text for text, _ in q.answers))]
         if not all(isinstance(x, kind) for x, kind in kinds + [(start, int) for _, start in q.answers]) \
                 or any(ord(c) >> 11 == 27 for x, _ in kinds for c in x):  # half a UTF-16 pair
             raise UserError(f"{path}, question {q.id!r}: expected text, and numbers for answer_start")
         for text, start in q.answers:
-            if q.context[start:start + len(text)] != text:
+            if start < 0 or q.context[start:start + len(text)] != text:
                 raise UserError(f"answer {text!r}, {path}, question {q.id}: expected at character {start}")
-    if not questions or len({q.id for q in questions}) < len(questions):
-        raise UserError(f"{len(questions)} questions, {path}: expected at least one, and no id twice")
+        if q.id in seen or not (q.answers or q.v2):
+            raise UserError(f"question {q.id!r}, {path}: " + ("twice; expected every id once" if q.id in seen else
+                                                              "no answer; expected one, or is_impossible as in v2.0"))
+        seen.add(q.id)
+    if not questions:
+        raise UserError(f"0 questions, {path}: expected at least one")
     return questions
 
 
@@ -433,7 +454,10 @@ def question_scores(question, text):
 def squad_scores(dataset, predictions):
     """{"exact", "f1", "total"} in 0..100, for v2.0 also HasAns_ and NoAns_ of each. dataset: the official JSON (or
     its "data"), or [Question]; predictions: {id: text}. CHOICE: a missing id scores 0, as in the v1.1 scorer."""
-    questions = dataset if isinstance(dataset, list) and isinstance(dataset[0], Question) else parse_squad(dataset)
+    ready = isinstance(dataset, list) and all(isinstance(q, Question) for q in dataset)
+    questions = dataset if ready else parse_squad(dataset)
+    if not questions:
+        raise ValueError("0 questions: expected at least one")
     each = np.array([question_scores(q, predictions[q.id]) if q.id in predictions else (0.0, 0.0) for q in questions])
     has = np.array([bool(q.answers) for q in questions])
     result, parts = {}, {"": has | True, **({"HasAns_": has, "NoAns_": ~has} if questions[0].v2 else {})}
@@ -456,16 +480,32 @@ def random_span_scores(questions, seed=0):
 
 # ---- SQuAD: windows, decoding, fine-tuning -------------------------------------------------------------------------
 
+NBEST = 20
+INSIDE = "an end inside a piece"
+WINDOW = np.dtype([(name, np.int32) for name in (
+    "question",                 # index into the questions
+    "asked", "asked_end",       # the question's tokens: Windows.asked[asked:asked_end]
+    "begin", "end",             # the stretch of the passage: Windows.tokens[begin:end]
+    "first", "last")])          # positions in the row of the gold answer's first and last token; 0, 0 = not in here
 
-@dataclass(frozen=True)
-class Window:
-    """A question with one stretch of its passage, as one row."""
-    question: int            # index into the questions
-    row: tuple               # (ids, segments): [CLS] question [SEP] passage tokens [SEP]
-    first: int               # position in the row of the first passage token
-    offsets: np.ndarray      # (m, 2) characters of the m passage tokens: begin, end
-    owned: np.ndarray        # (m,) bool: no other window shows this token with more context
-    span: tuple              # positions in the row of the gold answer's first and last token; (0, 0) = not in here
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Every question with every stretch of its passage that fits, in the order of the questions. Compact: a passage is
+    held once, and windows[i] makes the row (ids, segments): [CLS] question [SEP] stretch of the passage [SEP]."""
+    tokens: np.ndarray          # (T,) int32, of all passages
+    offsets: np.ndarray         # (T, 2) int32: characters of a token, begin and end
+    asked: np.ndarray           # int32, tokens of all questions
+    table: np.ndarray           # (windows,) WINDOW
+
+    def __len__(self):
+        return len(self.table)
+
+    def __getitem__(self, i):
+        w = self.table[i]
+        asked, tokens = self.asked[w["asked"]:w["asked_end"]], self.tokens[w["begin"]:w["end"]]
+        ids = np.concatenate([[data.CLS], asked, [data.SEP], tokens, [data.SEP]], dtype=np.int32)
+        return ids, (np.arange(len(ids)) > len(asked) + 1).astype(np.int32)
 
 
 def token_span(answers, offsets):
@@ -486,53 +526,78 @@ def owners(starts, ends, total):
 
 
 def squad_windows(questions, tokenizer, s):
-    """Every question with every stretch of its passage that fits -> [Window], in the order of the questions."""
-    windows, known = [], None
+    """[Question] -> Windows."""
+    tokens, offsets, all_asked, table, known = array("i"), array("i"), array("i"), array("i"), None
     for index, q in enumerate(questions):
         if q.context is not known:                                  # questions of one paragraph share the string
-            known, (ids, offsets) = q.context, tokenizer.encode_with_offsets(q.context)
-            offsets = np.array(offsets, dtype=np.int32).reshape(-1, 2)
+            known, base, (ids, spans) = q.context, len(tokens), tokenizer.encode_with_offsets(q.context)
+            tokens.extend(ids)
+            offsets.extend(chain.from_iterable(spans))
+            spans = np.array(spans, dtype=np.int32).reshape(-1, 2)
         asked = tokenizer.encode(q.text)[:min(s.max_question, s.n - 4)]
+        all_asked.extend(asked)
         room = s.n - len(asked) - 3
         stride = min(s.stride, room)
-        starts = range(0, max(1, len(ids) - room + stride), stride)
-        ends = [min(start + room, len(ids)) for start in starts]
-        owned = owners(starts, ends, len(ids))
-        first, last = token_span(q.answers, offsets)
-        for w, (start, end) in enumerate(zip(starts, ends)):
-            shift = len(asked) + 2 - start                          # passage token -> position in the row
-            span = (first + shift, last + shift) if start <= first and last < end else (0, 0)
-            row = tuple(map(np.int32, data.pack(asked, ids[start:end], s.n)))
-            windows.append(Window(index, row, len(asked) + 2, offsets[start:end], owned[w, start:end], span))
-    return windows
+        first, last = token_span(q.answers, spans)
+        for start in range(0, max(1, len(ids) - room + stride), stride):
+            end, shift = min(start + room, len(ids)), len(asked) + 2 - start    # passage token -> position in the row
+            gold = (first + shift, last + shift) if start <= first and last < end else (0, 0)
+            table.extend((index, len(all_asked) - len(asked), len(all_asked), base + start, base + end, *gold))
+    flat = [np.array(part, dtype=np.int32) for part in (tokens, offsets, all_asked, table)]
+    return Windows(flat[0], flat[1].reshape(-1, 2), flat[2], flat[3].view(WINDOW))
 
 
-def best_span(start, end, owned, max_answer):
-    """(score, first, last) of the best span; it begins at an owned token. start, end: (m,) logits. None if m is 0.
+def best_spans(logits, owned, max_answer):
+    """(score, start logit, end logit, first, last) of the NBEST best spans, best first; they begin at an owned token.
+    logits: (m, 2) of the passage's tokens.
 
     DEVIATION: BERT combines the 20 best starts with the 20 best ends; here all legal spans compete, which finds the
-    same span or one that the model scores higher, and never leaves the list empty."""
-    score = np.where(owned[:, None], start[:, None] + end[None, :], -np.inf)    # (m, m): first, last
-    score[np.tri(len(start), k=-1, dtype=bool) | ~np.tri(len(start), k=max_answer - 1, dtype=bool)] = -np.inf
+    same spans or some that the model scores higher, and leaves the list empty only where there is no text."""
     if not owned.any():
-        return None
-    first, last = np.unravel_index(score.argmax(), score.shape)
-    return float(score[first, last]), int(first), int(last)
+        return []
+    start, end = logits.astype(np.float64).T
+    ends = np.lib.stride_tricks.sliding_window_view(np.append(end, np.full(max_answer - 1, -np.inf)), max_answer)
+    score = np.where(owned[:, None], start[:, None] + ends, -np.inf).ravel()    # [first * max_answer + last - first]
+    best = np.argpartition(-score, NBEST)[:NBEST] if score.size > NBEST else np.arange(score.size)
+    best = best[np.lexsort((best, -score[best]))]
+    first, more = np.divmod(best[score[best] > -np.inf], max_answer)
+    return list(zip((start[first] + end[first + more]).tolist(), start[first].tolist(), end[first + more].tolist(),
+                    first.tolist(), (first + more).tolist()))
 
 
-def decode_squad(questions, windows, outputs, s):
-    """outputs[w]: (n, 2) logits of start and end -> {id: (text, margin)}, one for every question: the best span over
-    its windows, '' if there is none; null score - score of that span, so '' is the answer where margin > tau."""
-    best, null = {}, {}
-    for window, logits in zip(windows, outputs):
-        at, m = window.question, len(window.offsets)
-        inside = logits[window.first:window.first + m].astype(np.float64)       # (m, 2)
-        null[at] = min(null.get(at, np.inf), float(logits[0].astype(np.float64).sum()))
-        found = best_span(inside[:, 0], inside[:, 1], window.owned, s.max_answer)
-        if found and found[0] > best.get(at, (-np.inf,))[0]:
-            text = questions[at].context[window.offsets[found[1], 0]:window.offsets[found[2], 1]]
-            best[at] = (found[0], text.strip())
-    return {q.id: (best[i][1], null[i] - best[i][0]) if i in best else ("", np.inf) for i, q in enumerate(questions)}
+def n_best(context, windows, table, outputs, s):
+    """The windows of one question and the iterator of their logits -> ([(score, start logit, end logit, text)] with
+    at most NBEST different texts, best first, and the null (score, start logit, end logit), the least of all)."""
+    begin, found, null = table["begin"][0], [], (np.inf, 0.0, 0.0)
+    owned = owners(table["begin"] - begin, table["end"] - begin, table["end"][-1] - begin)
+    for w, own, logits in zip(table, owned, outputs):               # subtle: outputs last, zip must not eat one more
+        m, first = w["end"] - w["begin"], w["asked_end"] - w["asked"] + 2
+        null = min(null, (float(logits[0].astype(np.float64).sum()), *logits[0].tolist()))
+        own = own[w["begin"] - begin:w["end"] - begin]
+        found += [(*scores, *windows.offsets[w["begin"] + [i, j], [0, 1]].tolist())
+                  for *scores, i, j in best_spans(logits[first:first + m], own, s.max_answer)]
+    texts = {}
+    for *scores, i, j in sorted(found, key=lambda span: -span[0]):
+        if len(texts) < NBEST and context[i:j].strip():
+            texts.setdefault(context[i:j].strip(), scores)
+    return [(*scores, text) for text, scores in texts.items()], null
+
+
+def decode_squad(questions, windows, outputs, s, nbest=None):
+    """outputs: (n, 2) logits of start and end, window by window -> {id: (text, margin)}, one for every question: the
+    best span over its windows, '' if there is none; null score - score of that span, so '' is the answer where
+    margin > tau. nbest: a dict, takes {id: BERT's list of the NBEST best texts}."""
+    answers, outputs = {}, iter(outputs)
+    bounds = np.searchsorted(windows.table["question"], np.arange(len(questions) + 1))
+    for q, begin, end in zip(questions, bounds, bounds[1:]):
+        found, null = n_best(q.context, windows, windows.table[begin:end], outputs, s)
+        answers[q.id] = (found[0][3], null[0] - found[0][0]) if found else ("", math.inf)
+        if nbest is not None:
+            found = sorted(found + [(*null, "")] * (q.v2 or not found), key=lambda span: -span[0])
+            shares = np.exp([span[0] - found[0][0] for span in found])
+            nbest[q.id] = [{"text": text, "probability": float(share), "start_logit": start, "end_logit": end}
+                           for (_, start, end, text), share in zip(found, shares / shares.sum())]
+    return answers
 
 
 def squad_predictions(questions, answers, tau=0.0):
@@ -551,22 +616,63 @@ def best_tau(questions, answers):
     return float(margins[i]) if total[i] > 0 else float(margins[0]) - 1.0
 
 
-def finetune_squad(encoder, tokenizer, train, dev, settings=SQUAD_PRESETS["toy", "v1.1"], seed=0, device="cpu"):
-    """[Question], [Question] -> squad_scores at tau = 0, with "score" = F1 / 100 and "predictions" = {id: text}; for
-    v2.0 also "tau", "tau_exact", "tau_f1" at the threshold that is best on dev."""
-    windows = squad_windows(train, tokenizer, settings)
-    rows = Encoded([w.row for w in windows], np.array([w.span for w in windows], dtype=np.int64))
-    model = fit(encoder, 2, F.cross_entropy, rows, settings, seed, device, per_token=True)
-    windows = squad_windows(dev, tokenizer, settings)
-    answers = decode_squad(dev, windows, outputs_of(model, [w.row for w in windows], settings, device), settings)
-    predictions = squad_predictions(dev, answers)
-    result = squad_scores(dev, predictions)
-    result |= {"score": result["f1"] / 100, "predictions": predictions}
-    if dev[0].v2:
-        tau = best_tau(dev, answers)
-        at = squad_scores(dev, squad_predictions(dev, answers, tau))
-        result |= {"tau": tau, "tau_exact": at["exact"], "tau_f1": at["f1"]}
+def gold_logits(windows):
+    """Yield what a model that knows the gold spans would say of each window, (n, 2)."""
+    for w in windows.table:
+        logits = np.zeros((w["asked_end"] - w["asked"] + w["end"] - w["begin"] + 3, 2), dtype=np.float32)
+        logits[w["first"], 0] = logits[w["last"], 1] = 1
+        yield logits
+
+
+def gold_check(questions, tokenizer, s):
+    """Every gold answer, and every "no answer", through windows and decoding with its own span fed in ->
+    [(Question with this answer alone, text found, reason)]; reason: why the gold text cannot come back, or ""."""
+    golds = [replace(q, id=f"{q.id} {k}", answers=answers) for q in questions
+             for k, answers in enumerate([[answer] for answer in dict.fromkeys(q.answers)] or [[]])]
+    windows, result = squad_windows(golds, tokenizer, s), []
+    found = squad_predictions(golds, decode_squad(golds, windows, gold_logits(windows), s))
+    whole = {int(w["question"]): w for w in windows.table if w["first"]}
+    for index, q in enumerate(golds):
+        w, reason = whole.get(index), ""
+        if w is None:
+            reason = "in no window" if q.answers else ""
+        elif w["last"] - w["first"] >= s.max_answer:
+            reason = f"over {s.max_answer} tokens"
+        else:
+            at = w["begin"] - (w["asked_end"] - w["asked"] + 2) + [w["first"], w["last"]]
+            cut = q.context[slice(*windows.offsets[at, [0, 1]])]    # the text of the tokens that the answer touches
+            reason = "" if question_scores(q, cut)[0] else INSIDE
+        result.append((q, found[q.id], reason))
     return result
+
+
+def fit_squad(encoder, windows, settings, seed, device):
+    """A copy of the encoder with a head for start and end, fine-tuned on Windows."""
+    gold = np.stack([windows.table["first"], windows.table["last"]], axis=1).astype(np.int64)
+    return fit(encoder, 2, F.cross_entropy, Encoded(windows, gold), settings, seed, device, per_token=True)
+
+
+def answer_squad(model, questions, tokenizer, settings, device, nbest=None):
+    """Decoded answers of a fine-tuned model, see decode_squad. Only one batch of logits is ever held."""
+    windows, step = squad_windows(questions, tokenizer, settings), settings.eval_batch
+    batches = ([windows[j] for j in range(i, min(i + step, len(windows)))] for i in range(0, len(windows), step))
+    outputs = (output for batch in batches for output in outputs_of(model, batch, settings, device))
+    return decode_squad(questions, windows, outputs, settings, nbest)
+
+
+def judge_squad(questions, answers):
+    """Decoded answers -> {"tau 0": squad_scores}, for v2.0 also "best tau", the threshold that is best on these very
+    questions; each with "tau"."""
+    taus = {"tau 0": 0.0} | ({"best tau": best_tau(questions, answers)} if questions[0].v2 else {})
+    return {name: squad_scores(questions, squad_predictions(questions, answers, tau)) | {"tau": tau}
+            for name, tau in taus.items()}
+
+
+def finetune_squad(encoder, tokenizer, train, dev, settings=SQUAD_PRESETS["toy", "v1.1"], seed=0, device="cpu"):
+    """[Question], [Question] -> squad_scores on dev at tau = 0, and "score" = F1 / 100."""
+    model = fit_squad(encoder, squad_windows(train, tokenizer, settings), settings, seed, device)
+    result = judge_squad(dev, answer_squad(model, dev, tokenizer, settings, device))["tau 0"]
+    return result | {"score": result["f1"] / 100}
 
 
 # ---- command line --------------------------------------------------------------------------------------------------
@@ -630,21 +736,91 @@ def finetune_command(args):
     show(["task", "metric", "median", "sd", "majority"], rows, args.out)
 
 
+def load_squad(path, device):
+    """(Pretraining, Tokenizer, Finetuned or None, its settings or None) of a checkpoint; a model that `squad --save`
+    wrote is a checkpoint like any other, with a head for start and end beside."""
+    content = autobert.load_tensors(path, device)
+    model, tokenizer = autobert.from_content(content, path, device)
+    if "squad" not in content:
+        return model, tokenizer, None, None
+    try:
+        tuned = Finetuned(model.encoder, 2, True).to(device).eval()
+        tuned.head.load_state_dict(content["squad"]["head"])
+        return model, tokenizer, tuned, FinetuneSettings(**content["squad"]["settings"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"checkpoint {str(path)!r}: not a SQuAD head ({' '.join(str(error).split())[:80]})") from None
+
+
+def save_squad(path, model, tuned, tokenizer, settings):
+    """The pre-trained model with the fine-tuned encoder in place of its own, and the head: see load_squad."""
+    model.encoder.load_state_dict(tuned.encoder.state_dict())
+    head = {"head": tuned.head.state_dict(), "settings": asdict(settings)}
+    autobert.save_checkpoint(path, model, tokenizer, squad=head)
+
+
+def show_check(questions, tokenizer, settings, out):
+    """Print what gold_check finds: shares, scores, and the first misses."""
+    each, best = gold_check(questions, tokenizer, settings), {}
+    reasons, scored = np.array([why for *_, why in each]), np.array([question_scores(q, text) for q, text, _ in each])
+    for (q, text, _), (exact, _) in zip(each, scored):              # of a question: an answer that comes back
+        if exact or q.id.rsplit(" ", 1)[0] not in best:
+            best[q.id.rsplit(" ", 1)[0]] = text
+    parts = {"gold answers": reasons != "-", "that fit a window": np.isin(reasons, ["", INSIDE]),
+             "and begin and end with a piece": reasons == ""}
+    parts |= {why: reasons == why for why in sorted(set(reasons)) if why}
+    rows = [[name, int(part.sum()), *(f"{100 * share:.2f}" for share in (part.mean(), *scored[part].mean(0)))]
+            for name, part in parts.items() if part.any()]
+    scores = squad_scores(questions, best)
+    rows.append(["questions, by their best", scores["total"], "", *(f"{scores[key]:.2f}" for key in ("exact", "f1"))])
+    show(["gold spans fed in", "count", "%", "EM", "F1"], rows, out)
+    misses = [gold for gold, (exact, _) in zip(each, scored) if not exact]
+    print(f"\n{len(misses)} misses" + (len(misses) > 20) * ", the first 20:")
+    for q, text, why in misses[:20]:
+        print(f"{q.id.rsplit(' ', 1)[0]}: {q.answers[0][0] if q.answers else ''!r} -> {text!r}, {why or 'not found'}")
+
+
 def squad_command(args):
-    """fine-tune on SQuAD and score on dev; --out writes the predictions"""
-    device, version = autobert.find_device(args.device), "v2.0" if args.v2 else "v1.1"
-    train, dev = read_squad(args.train), read_squad(args.dev)
-    if args.v2 != dev[0].v2:
-        raise UserError(f"{args.dev}: expected a {version} file, or {'no --v2' if args.v2 else '--v2'}")
-    model, tokenizer = autobert.load_checkpoint(args.checkpoint, device)
-    autobert.few_threads(model.encoder.config)
-    settings = resolved(args, SQUAD_PRESETS[args.preset, version], device)
-    result = finetune_squad(model.encoder, tokenizer, train, dev, settings, args.seed, device)
-    if args.out:
-        data.write_beside(args.out, json.dumps(result["predictions"], ensure_ascii=False) + "\n")
-    random = random_span_scores(dev, args.seed)
-    show(["", "value", "random span"],
-         [[key, x, random.get(key, "")] for key, x in result.items() if key not in ("predictions", "score")])
+    """fine-tune on SQuAD and score on dev"""
+    device, version, tuned, before = autobert.find_device(args.device), "v2.0" if args.v2 else "v1.1", None, None
+    if not (args.checkpoint or (args.check and args.tokenizer)):
+        raise UserError("--checkpoint: expected; only --check can do with --tokenizer alone")
+    if args.tokenizer and not args.check:
+        raise UserError(f"--tokenizer {args.tokenizer}: only with --check; a checkpoint has its own")
+    files = {file: read_squad(file) for file in filter(None, (args.train, args.dev))}
+    for file, questions in files.items():
+        if args.v2 != questions[0].v2:
+            raise UserError(f"{file}: expected a {version} file, or {'no --v2' if args.v2 else '--v2'}")
+    dev = files[args.dev]
+    if args.checkpoint:
+        model, tokenizer, tuned, before = load_squad(args.checkpoint, device)
+        autobert.few_threads(model.encoder.config)
+    settings = resolved(args, (not args.train and before) or SQUAD_PRESETS[args.preset, version], device)
+    if args.checkpoint and settings.n > model.encoder.config.positions:
+        raise UserError(f"--n {settings.n}: expected at most {model.encoder.config.positions}, the model's positions")
+    if args.check:
+        tokenizer = data.Tokenizer.load(args.tokenizer) if args.tokenizer else tokenizer
+        return show_check(dev, tokenizer, settings, args.out)
+    if args.train:
+        windows = squad_windows(files.pop(args.train), tokenizer, settings)
+        tuned = fit_squad(model.encoder, windows, settings, args.seed, device)
+    elif not tuned:
+        raise UserError(f"{args.checkpoint}: no head for SQuAD; expected --train, or what squad --save wrote")
+    if args.save:
+        save_squad(args.save, model, tuned, tokenizer, settings)
+    nbest = {} if args.nbest else None
+    answers = answer_squad(tuned, dev, tokenizer, settings, device, nbest)
+    margins = {name: margin for name, (_, margin) in answers.items()}
+    for path, content in ((args.predictions, squad_predictions(dev, answers)), (args.null_odds, margins),
+                          (args.nbest, nbest)):
+        if path:
+            data.write_beside(path, json.dumps(content, ensure_ascii=False) + "\n")
+    table = judge_squad(dev, answers) | {"random span": random_span_scores(dev, args.seed)}
+    if args.v2:
+        table["always silent"] = squad_scores(dev, {q.id: "" for q in dev})
+    columns = [key for key in table["random span"] if "total" not in key]
+    rows = [[name, f"{scores['tau']:.3f}" if "tau" in scores else "", *(scores[key] for key in columns)]
+            for name, scores in table.items()]
+    show(["answers", "tau", *columns], rows, args.out)
 
 
 def toy_jobs(folder, tokenizer, device):
@@ -708,7 +884,7 @@ def main(argv=None):
     for name, count in (("finetune", 1), ("pays", 3)):
         parts[name].add_argument("--seeds", type=data.number(int, 1), default=count, help="runs, from --seed on")
     for name in ("finetune", "squad"):
-        parts[name].add_argument("--checkpoint", required=True, help="what autobert.py pretrain wrote")
+        parts[name].add_argument("--checkpoint", required=name == "finetune", help="what autobert.py pretrain wrote")
         parts[name].add_argument("--preset", choices=list(PRESETS), default="toy")
         for f in fields(FinetuneSettings):
             number = data.number(f.type, int(f.type is int))
@@ -716,9 +892,18 @@ def main(argv=None):
             parts[name].add_argument("--" + f.name.replace("_", "-"), **how, help="instead of the preset's")
     parts["finetune"].add_argument("--glue", required=True, help="the folder that holds CoLA, SST-2, ..")
     parts["finetune"].add_argument("--task", choices=["all", *TASKS], default="all")
-    for split in ("train", "dev"):
-        parts["squad"].add_argument("--" + split, required=True, help="official JSON, plain, .xz or .gz")
-    parts["squad"].add_argument("--v2", action="store_true", help="the files are v2.0: a question may have no answer")
+    parts["squad"].add_argument("--train", help="official JSON, plain, .xz or .gz; without it the checkpoint must be "
+                                "one that --save wrote, whose settings then stand for the preset's")
+    parts["squad"].add_argument("--dev", required=True, help="official JSON, plain, .xz or .gz")
+    for flag, what in (("v2", "the files are v2.0: a question may have no answer"),
+                       ("check", "no model: feed in the gold spans, show which answers come back and which do not")):
+        parts["squad"].add_argument("--" + flag, action="store_true", help=what)
+    for flag, what in (("tokenizer", "a tokenizer.model, for --check without a checkpoint"),
+                       ("save", "a checkpoint to write, with the fine-tuned weights and head"),
+                       ("predictions", "JSON to write, as the official scorers take it: id -> text, at tau = 0"),
+                       ("null-odds", "JSON to write, for the v2.0 scorer: id -> null score - best span's"),
+                       ("nbest", f"JSON to write: id -> the {NBEST} best texts")):
+        parts["squad"].add_argument("--" + flag, help=what)
     parts["pays"].add_argument("--steps", type=data.number(int, 1), default=2000, help="of pre-training")
     args = parser.parse_args(argv)
     try:

@@ -465,6 +465,43 @@ def test_special_ids_and_offsets(tokenizer):
     assert tokenizer.encode("THE HENS") == tokenizer.encode("the hens")  # case-folded
 
 
+PARTS = [*"éＡ１猫ßİŉẞ½㎏Ⅷﷺ한…™ﬁﬄﾞ▁$.a", "e\u0301", "o\u0323\u0302", "日本", "カ゛", "ｶﾞ", "ﾊﾟ", "\u1112\u1161\u11ab", "\u0301",
+         *"\t\u00a0\u200b\u3000\u2028\ufeff\u200d\x01", "👩\u200d🚀", "👍🏽", "❤\ufe0f", "🇩🇪",
+         "10", "the", "The", "hens", *"    "]
+
+
+def test_offsets_never_shift_a_character(tokenizer):
+    """Any mixture of scripts, marks, blanks and emoji: spans in order, over all that is visible, and nothing else."""
+    rng, normal = random.Random(0), tokenizer.model.normalize
+    for _ in range(3000):
+        text = "".join(rng.choices(PARTS, k=rng.randint(1, 12)))
+        ids, spans = tokenizer.encode_with_offsets(text)
+        assert ids == tokenizer.encode(text) and spans == sorted(spans), ascii(text)
+        assert [end for _, end in spans] == sorted(end for _, end in spans) and all(a <= b for a, b in spans)
+        covered = {i for a, b in spans for i in range(a, b)}
+        assert not covered - set(range(len(text)))
+        for i in set(range(len(text))) - covered:
+            assert text[i].isspace() or not normal(text[i]), (ascii(text), i)
+        for (a, b), (c, d), piece in zip(spans, [*spans[1:], (len(text),) * 2], tokenizer.pieces(ids)):
+            assert b <= c or len(normal(text[c:b])) > 2, ascii(text)  # two share a character that becomes several
+            assert a < b or piece == "▁", ascii(text)
+            visible, shown = piece.strip("▁"), normal(text[a:b]).strip("▁ ")
+            if piece != "<unk>":  # subtle: a piece may begin or end within a character that becomes several
+                assert visible == shown or any(len(normal(x)) > 2 for x in text[a:b + 1]), (ascii(text), piece)
+            assert a == b or not (text[a].isspace() or text[b - 1].isspace())
+
+
+def test_an_answer_beside_any_neighbours_is_cut_to_the_character(tokenizer):
+    rng = random.Random(1)
+    for _ in range(1000):
+        left, right = ("".join(rng.choices(PARTS, k=5)) for _ in range(2))
+        answer = rng.choice(["The hens", "l'été ﬁne", "10 ½", "猫 日本", "👩\u200d🚀 team", "e\u0301te\u0301"])
+        context = left + " " + answer + rng.choice(" \t\u00a0\u200b\u3000") + right
+        _, spans = tokenizer.encode_with_offsets(context)
+        first, last = glue.token_span([(answer, len(left) + 1)], np.array(spans))
+        assert context[spans[first][0]:spans[last][1]] == answer, ascii(context)
+
+
 def test_the_tokenizer_is_the_same_every_time(toy, tokenizer):
     assert data.Tokenizer.train([toy / "corpus.txt"], data.TOY_VOCAB).proto == tokenizer.proto
 
@@ -1574,12 +1611,49 @@ def test_kendall_counts_pairs():
     assert glue.kendall_tau(x, y) == (pytest.approx(s / (n * (n - 1) / 2)), pytest.approx(p))
 
 
+def test_kendalls_p_is_of_the_variance_over_all_orders():
+    x, y = np.array([1, 1, 2, 3, 3, 3]), np.array([2, 5, 5, 5, 7, 9])
+    pairs = list(itertools.combinations(range(6), 2))
+    s = [sum(np.sign(x[i] - x[j]) * np.sign(order[i] - order[j]) for i, j in pairs)
+         for order in itertools.permutations(y)]  # the first order is y's own
+    p = math.erfc(abs(s[0]) / math.sqrt(2 * np.mean(np.square(s))))
+    assert np.mean(s) == 0 and glue.kendall_tau(x, y)[1] == pytest.approx(p)
+
+
+def test_kendall_takes_more_points_than_pairs_could_be_counted():
+    n = 200_000
+    x = np.arange(n)
+    assert glue.kendall_tau(x, -x)[0] == pytest.approx(-1, abs=1e-15)
+    assert glue.kendall_tau(x, x ^ 1)[0] == pytest.approx(1 - 4 * (n / 2) / (n * (n - 1)), abs=1e-15)  # neighbours swap
+    assert glue.kendall_tau(x, x % 2)[0] == pytest.approx((n / 2) / math.sqrt(n * (n - 1) / 2 * n * n / 4))
+
+
 @pytest.mark.parametrize("metric", ["matthews", "pearson", "spearman", "f1"])
 def test_a_constant_prediction_scores_0(metric):
     assert glue.METRICS[metric]([0, 1, 0, 1], [0, 0, 0, 0]) == 0.0
     assert glue.kendall_tau([0, 1, 2], [5, 5, 5]) == (0.0, 1.0)
-    with pytest.raises(ValueError):
-        glue.METRICS[metric]([], [])
+
+
+def test_degenerate_input_is_0_or_an_error_never_nan():
+    one_class = {"accuracy": 1.0, "f1": 1.0, "matthews": 0.0, "pearson": 0.0, "spearman": 0.0, "kendall": 0.0}
+    for name, metric in {**glue.METRICS, "kendall": lambda x, y: glue.kendall_tau(x, y)[0]}.items():
+        assert metric([1, 1, 1], [1, 1, 1]) == one_class[name] and metric([1], [1]) == one_class[name], name
+        assert metric([1, 1, 0], [0, 0, 1]) <= 0.0 and metric([1, 1], [0, 0]) == 0.0, name
+        for x, y in (([], []), ([1, 2], [1]), ([1, math.nan], [1, 2]), ([1, 2], [math.inf, 2]), ([[1]], [[1]])):
+            with pytest.raises(ValueError):
+                metric(x, y)
+
+
+def test_metrics_stay_in_their_ranges():
+    rng = np.random.default_rng(0)
+    for n in [*range(1, 9)] * 20 + [100, 999]:
+        gold, said = rng.integers(0, 2, n), rng.integers(0, 2, n)
+        x, y = rng.normal(size=n).round(rng.integers(0, 3)) * 10.0 ** rng.integers(-9, 9), rng.normal(size=n)
+        for low, values in ((0, [glue.accuracy(gold, said), glue.f1(gold, said), glue.kendall_tau(x, y)[1]]),
+                            (-1, [glue.matthews(gold, said), *(metric(a, b) for a, b in ((x, y), (x, x), (x, -x))
+                                  for metric in (glue.pearson, glue.spearman, lambda *v: glue.kendall_tau(*v)[0]))])):
+            assert all(low <= value <= 1 for value in values), (n, values)
+        assert glue.matthews(gold, gold) in (0, 1) and glue.matthews(gold, 1 - gold) in (0, -1)
 
 
 # ---- glue.py: reading and fine-tuning ----
@@ -1682,9 +1756,9 @@ def test_gold_spans_fed_in_score_100(toy, tokenizer, version):
     settings = glue.FinetuneSettings()
     windows = glue.squad_windows(questions, tokenizer, settings)
     outputs = []
-    for window in windows:
-        logits = np.full((len(window.row[0]), 2), -10.0)
-        logits[window.span[0], 0] = logits[window.span[1], 1] = 10.0
+    for (ids, _), window in zip(windows, windows.table):
+        logits = np.full((len(ids), 2), -10.0)
+        logits[window["first"], 0] = logits[window["last"], 1] = 10.0
         outputs.append(logits)
     predictions = glue.squad_predictions(questions, glue.decode_squad(questions, windows, outputs, settings))
     scores = glue.squad_scores(questions, predictions)
@@ -1697,6 +1771,195 @@ def test_squad_scores_all_questions_and_reads_packed_files(toy, tmp_path):
     questions = glue.read_squad(path)
     assert questions == glue.read_squad(toy / "squad/dev-v1.1.json")
     assert glue.squad_scores(questions, {})["f1"] == 0.0 < glue.random_span_scores(questions)["f1"] < 30
+
+
+def bert_windows(passage, room, stride):
+    """BERT's loop: (start, length) of every stretch."""
+    start, spans = 0, []
+    while True:
+        length = min(passage - start, room)
+        spans.append((start, length))
+        if start + length == passage:
+            return spans
+        start += min(length, stride)
+
+
+def test_windows_and_their_best_context_are_berts(tokenizer):
+    context = "The hens feed the goat. " * 12
+    question = glue.Question("1", "Who feeds the goat and the hens?", context, [("goat", 114)], False)
+    ids, asked = tokenizer.encode(context), tokenizer.encode(question.text)
+    for n, stride, cut in ((40, 9, 4), (40, 24, 50), (300, 128, 64)):
+        settings = glue.FinetuneSettings(n=n, stride=stride, max_question=cut)
+        windows = glue.squad_windows([question], tokenizer, settings)
+        kept = asked[:min(cut, n - 4)]
+        expected = bert_windows(len(ids), n - 3 - len(kept), min(stride, n - 3 - len(kept)))
+        owned = glue.owners(windows.table["begin"], windows.table["end"], len(ids))
+        assert [(w["begin"], w["end"] - w["begin"]) for w in windows.table] == expected
+        for i, (start, length) in enumerate(expected):
+            row, segments = windows[i]
+            passage = ids[start:start + length]
+            assert row.tolist() == [data.CLS, *kept, data.SEP, *passage, data.SEP] and len(row) <= n
+            assert segments.tolist() == [0] * (len(kept) + 2) + [1] * (length + 1)
+            for at in range(length):
+                best = max(range(len(expected)), key=lambda j: (  # noqa: B023
+                    min(start + at - expected[j][0], sum(expected[j]) - 1 - start - at) + 0.01 * expected[j][1]
+                    if expected[j][0] <= start + at < sum(expected[j]) else -1))
+                assert owned[i, start + at] == (best == i)
+            first, last = windows.table["first"][i], windows.table["last"][i]
+            assert first == 0 or tokenizer.pieces(row[first:last + 1]) == tokenizer.pieces(tokenizer.encode("goat"))
+        assert windows.table["first"].any()
+
+
+def test_the_n_best_are_the_best_texts_of_all_legal_spans_and_null_is_the_least(tokenizer):
+    context, rng = "The hens feed. The goat sings, the hens sing.", np.random.default_rng(0)
+    for trial in range(20):
+        s = glue.FinetuneSettings(n=16, stride=5, max_question=4, max_answer=3)
+        question = glue.Question("q", "Who feeds?", context, [], True)
+        windows, nbest = glue.squad_windows([question], tokenizer, s), {}
+        outputs = [rng.normal(size=(len(ids), 2)).astype(np.float32) for ids, _ in windows]
+        found = glue.decode_squad([question], windows, outputs, s, nbest)["q"]
+        _, spans = tokenizer.encode_with_offsets(context)
+        owned, texts = glue.owners(windows.table["begin"], windows.table["end"], len(spans)), {}
+        for w, logits, own in zip(windows.table, outputs, owned):
+            shift = w["asked_end"] - w["asked"] + 2 - w["begin"]
+            for i in range(w["begin"], w["end"]):
+                for j in range(i, min(i + 3, w["end"])):
+                    text = context[spans[i][0]:spans[j][1]].strip()
+                    if own[i] and text:
+                        score = float(logits[i + shift, 0]) + float(logits[j + shift, 1])
+                        texts[text] = max(score, texts.get(text, -math.inf))
+        null = min(float(logits[0, 0]) + float(logits[0, 1]) for logits in outputs)
+        best = max(texts, key=texts.get)
+        assert found == (best, pytest.approx(null - texts[best]))
+        listed = {entry["text"]: entry["start_logit"] + entry["end_logit"] for entry in nbest["q"]}
+        assert listed.pop("") == pytest.approx(null) and len(listed) <= glue.NBEST
+        assert listed == {text: pytest.approx(texts[text]) for text in listed}
+        assert set(sorted(texts, key=texts.get)[-5:]) <= set(listed)
+        assert sum(entry["probability"] for entry in nbest["q"]) == pytest.approx(1)
+
+
+def test_every_question_gets_an_answer_of_an_empty_passage_too(tokenizer):
+    questions = [glue.Question(str(i), "Who?", context, [], True) for i, context in enumerate(["", " \u200b ", "hens"])]
+    windows, nbest = glue.squad_windows(questions, tokenizer, glue.FinetuneSettings()), {}
+    answers = glue.decode_squad(questions, windows, glue.gold_logits(windows), glue.FinetuneSettings(), nbest)
+    assert [answers[q.id][0] for q in questions] == ["", "", "hens"] and len(nbest) == 3
+    assert glue.squad_predictions(questions, answers) == {"0": "", "1": "", "2": ""}
+    assert glue.squad_predictions(questions, answers, glue.best_tau(questions, answers))["2"] == ""
+
+
+def test_windows_of_one_passage_share_its_tokens(tokenizer):
+    context = "The hens feed the goat. " * 50
+    question, s = glue.Question("1", "Who?", context, [("hens", 4)], False), glue.FinetuneSettings()
+    one, many = (glue.squad_windows([question] * count, tokenizer, s) for count in (1, 100))
+    assert len(many) == 100 * len(one) and np.array_equal(many.tokens, one.tokens)
+    assert many.table.nbytes == 28 * len(many) and many.tokens.dtype == many.offsets.dtype == np.int32
+
+
+def test_the_best_threshold_is_no_worse_than_any_other():
+    rng = np.random.default_rng(0)
+    for trial in range(30):
+        questions = [glue.Question(str(i), "q", "a b", [("a", 0)] * int(rng.integers(2)), True) for i in range(8)]
+        answers = {q.id: (str(rng.choice(["a", "b"])), float(rng.integers(-3, 4))) for q in questions}
+        f1 = lambda tau: glue.squad_scores(questions, glue.squad_predictions(questions, answers, tau))["f1"]  # noqa
+        assert f1(glue.best_tau(questions, answers)) == max(map(f1, np.arange(-5, 6) / 1.0)) >= f1(0.0)
+
+
+def squad_json(*questions, **more):
+    """SQuAD's JSON with one passage, "The hens feed."; questions: (id, answers) as (text, answer_start)."""
+    asked = [{"id": name, "question": "Who?", "answers": [{"text": text, "answer_start": at} for text, at in answers]}
+             | more for name, answers in questions]
+    return json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": [
+        {"context": "The hens feed.", "qas": asked}]}]})
+
+
+@pytest.mark.parametrize("text, says", [
+    ("", "bad.json: Expecting value: line 1"), ("{}", "KeyError 'data'"), ("[1]", "bad.json: TypeError"),
+    ('{"data": []}', "0 questions"), pytest.param("[" * 99999, "recursion", id="deep"),
+    ('{"data": [{"paragraphs": [{"context": "c"}]}]}', "'qas' behind data[0].paragraphs[0]"),
+    (squad_json(("7", [("hens", 4)]), ("7", [("hens", 4)])), "question '7', {path}: twice"),
+    (squad_json(("7", [("hens", 3)])), "answer 'hens', {path}, question 7: expected at character 3"),
+    (squad_json(("7", [("hen", -10)])), "expected at character -10"), (squad_json(("7", [])), "'7', {path}: no answer"),
+    (squad_json(("7", [("hens", "4")])), "question '7': expected text, and numbers"),
+    (squad_json((7, [("hens", 4)])), "question 7: expected text")])
+def test_bad_squad_files_are_named_by_file_and_place(tmp_path, text, says):
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        glue.read_squad(path)
+    assert says.format(path=path) in str(error.value) and str(path) in str(error.value)
+    path.write_text(squad_json(("7", []), is_impossible=True))
+    assert glue.read_squad(path)[0].v2
+
+
+def test_squads_scorers_differ_where_nothing_is_left_of_an_answer():
+    """v1.1 counts words in common, so gold "The" can only have F1 0; in v2.0 nothing equals nothing."""
+    for more, expected in (({}, (100.0, 0.0)), ({"is_impossible": False}, (100.0, 100.0))):
+        dataset = json.loads(squad_json(("1", [("The", 0)]), **more))
+        scores = glue.squad_scores(dataset, {"1": "the"})
+        assert (scores["exact"], scores["f1"]) == expected
+    silent = json.loads(squad_json(("1", []), ("2", []), is_impossible=True))
+    scores = glue.squad_scores(silent, {"1": "", "2": "hens"})
+    assert scores["exact"] == scores["NoAns_f1"] == 50.0 and "HasAns_f1" not in scores
+    with pytest.raises(ValueError):
+        glue.squad_scores([], {})
+
+
+def test_gold_answers_come_back_but_for_those_that_end_inside_a_piece(tokenizer, tmp_path, capsys):
+    path = tmp_path / "dev.json"
+    path.write_text(squad_json(("1", [("hens", 4), ("The hens feed.", 0)]), ("2", [("en", 5)]), ("3", [("feed", 9)])))
+    each = glue.gold_check(glue.read_squad(path), tokenizer, glue.FinetuneSettings(max_answer=3))
+    inside = "an end inside a piece" if "▁hens" in tokenizer.pieces(tokenizer.encode("the hens")) else ""
+    assert [(text, why) for _, text, why in each][0] == ("hens", "")
+    assert [why for *_, why in each] == ["", "over 3 tokens", inside, ""]
+    tokenizer.save(tmp_path / "t.model")
+    glue.main(["squad", "--check", "--tokenizer", str(tmp_path / "t.model"), "--dev", str(path), "--max-answer", "3"])
+    printed = capsys.readouterr().out
+    assert "2: 'en' -> 'hens', an end inside a piece" in printed and "2 misses" in printed
+    assert re.search(r"begin and end with a piece +2 +50.00 +100.00 +100.00", printed)
+
+
+REAL = Path(os.environ.get("REAL_DATA", HERE / ".data")) / "squad"
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="REAL_DATA names no folder with squad/")
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
+def test_gold_answers_of_the_real_dev_files_come_back(version, tmp_path):
+    questions = glue.read_squad(REAL / f"dev-v{version}.json.xz")[::20]
+    (tmp_path / "c.txt").write_text("\n".join(dict.fromkeys(q.context for q in questions[::3])), encoding="utf-8")
+    tokenizer = data.Tokenizer.train([tmp_path / "c.txt"], 1000)
+    each = glue.gold_check(questions, tokenizer, glue.SQUAD_PRESETS["paper", "v" + version])
+    fit = [(q, text, why) for q, text, why in each if not why.startswith("over")]
+    assert len(fit) > 0.95 * len(each) and sum(why == "" for *_, why in fit) > 0.99 * len(fit)
+    assert all(glue.question_scores(q, text)[0] == 1 for q, text, why in fit if not why)
+    assert not [why for *_, why in each if why == "in no window"]
+
+
+def test_a_saved_squad_model_answers_as_it_did(toy, tokenizer, tmp_path, capsys):
+    config = replace(TINY, vocab=tokenizer.vocab_size, positions=64)
+    with autobert.seeded(0):
+        autobert.save_checkpoint(tmp_path / "p.pt", autobert.Pretraining(config, ("conv 3", BERT)), tokenizer)
+    for split in ("train", "dev"):
+        content = json.loads((toy / f"squad/{split}-v2.0.json").read_text())
+        content["data"] = content["data"][:20]
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+    run = lambda line: glue.main(["squad", "--v2", *shlex.split(line.format(here=tmp_path))])  # noqa: E731
+    run("--checkpoint {here}/p.pt --train {here}/train.json --dev {here}/dev.json --epochs 1 --n 48 --out {here}/1.tsv"
+        " --save {here}/s.pt --predictions {here}/1.json --null-odds {here}/o.json --nbest {here}/n.json")
+    run("--checkpoint {here}/s.pt --dev {here}/dev.json --out {here}/2.tsv --predictions {here}/2.json")
+    assert '"n": 48' in capsys.readouterr().out.splitlines()[-6]  # the saved settings
+    for first, second in (("1.tsv", "2.tsv"), ("1.json", "2.json")):
+        assert (tmp_path / first).read_bytes() == (tmp_path / second).read_bytes()
+    said, odds, best = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "1on")
+    questions = glue.read_squad(tmp_path / "dev.json")
+    assert said.keys() == odds.keys() == best.keys() == {q.id for q in questions}
+    texts = {name: next(entry["text"] for entry in best[name] if entry["text"]) for name in said}
+    assert said == {name: "" if odds[name] > 0 else texts[name] for name in said}
+    header, *rows = [line.split("\t") for line in (tmp_path / "1.tsv").read_text().splitlines()]
+    assert header[1:4] == ["tau", "exact", "f1"] and [row[0] for row in rows] == [
+        "tau 0", "best tau", "random span", "always silent"]
+    assert float(rows[0][3]) == round(glue.squad_scores(questions, said)["f1"], 1) <= float(rows[1][3])
+    with pytest.raises(UserError, match="no head for SQuAD"):
+        run("--checkpoint {here}/p.pt --dev {here}/dev.json")
 
 
 # ---- opnas.py: UCB (Eq. 3) ----
@@ -3008,7 +3271,11 @@ def test_sharing_without_a_finished_search_is_one_clear_error(finished, tmp_path
     ("data.py prepare --corpus {toy}/held-out.txt --out {here}/one.txt/c", "one.txt"),
     ("glue.py finetune --checkpoint {here}/one.txt --glue {toy}/glue", "one.txt"),
     ("glue.py finetune --checkpoint {here}/none.pt --glue {toy}/glue", "none.pt"),
-    ("glue.py squad --checkpoint x --train {here}/foreign.json --dev {here}/foreign.json", "foreign.json")])
+    ("glue.py squad --checkpoint x --train {here}/foreign.json --dev {here}/foreign.json", "foreign.json"),
+    ("glue.py squad --dev {toy}/squad/dev-v1.1.json", "--checkpoint: expected"),
+    ("glue.py squad --check --tokenizer {here}/one.txt --dev {toy}/squad/dev-v2.0.json", "expected a v1.1 file"),
+    ("glue.py squad --check --tokenizer {here}/one.txt --dev {toy}/squad/dev-v1.1.json", "not a sentencepiece"),
+    ("glue.py squad --checkpoint x --tokenizer x --dev {toy}/squad/dev-v1.1.json", "--tokenizer x: only with")])
 def test_bad_input_is_one_line_and_exit_code_2(arguments, says, toy, tmp_path, capsys, monkeypatch):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "latin.txt").write_bytes(b"One.\n\ncaf\xe9.\n")
