@@ -16,15 +16,19 @@ long passage that fits n tokens; null = "the passage has no answer", read at [CL
 Read after autobert.py.
 """
 import copy
+import hashlib
 import json
 import math
 import re
 import string
 import sys
 import tempfile
+import zipfile
+import zlib
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -197,56 +201,119 @@ def _label(text, task):
     return label if 0 <= label <= 5 else None                       # NaN fails both comparisons
 
 
+def _wrong(what, path, number, expected):
+    return UserError(f"{what}, {path}:{number}, expected {expected}")
+
+
+def examples_of(folder, task, split):
+    """Yield what read_task gives, one row at a time; the file is never in memory as a whole."""
+    path, test, skipped, number, width = Path(folder) / task.name / task.files[split], split.startswith("test"), 0, 0, 0
+    columns, label = (task.test_columns, None) if test else (task.columns, task.label)
+    names = data.COLUMNS[task.name][2].split("|") + ([] if test else [data.COLUMNS[task.name][3]])
+    used = [*columns, *([] if test else [label])]
+    # not csv, which swallows rows after a `"`; nor splitlines, for which U+2028 within a text ends a line
+    for number, line in data.read_lines(path):
+        row = line.rstrip("\r\n").split("\t")
+        if number == 1 and (test or task.header):
+            if len(row) <= max(used) or [row[i] for i in used] != names:
+                raise _wrong(f"header {line.strip()[:80]!r}", path, 1, "columns " + ", ".join(
+                    f"{i + 1 if i >= 0 else 'last'} {name!r}" for i, name in zip(used, names)))
+            width = len(row)                                        # a header also tells where -1 is
+            continue
+        width = width or 1 + max(used)
+        if len(row) < width and (task.name, split) == ("QQP", "train"):
+            skipped += 1
+            continue
+        if len(row) != width:
+            raise _wrong(f"{len(row)} columns", path, number, width)
+        gold = None if test else _label(row[label], task)
+        if gold is None and not test:
+            raise _wrong(f"label {row[label]!r}", path, number, " or ".join(task.labels or ["a number 0 to 5"]))
+        yield row[columns[0]], row[columns[1]] if len(columns) > 1 else None, gold
+    if skipped:
+        log(task=task.name, file=path, short_rows_skipped=skipped)
+    if number - skipped < 1 + (test or task.header):
+        raise _wrong("0 rows", path, max(1, number), "at least one")
+
+
 def read_task(folder, task, split):
     """folder/<TASK>/<file of split> -> [(text_a, text_b or None, label or None)]; label = id, or a float for STS-B.
 
     A train row of QQP that is too short is skipped and counted, as in BERT's reader; all else that is wrong is a
-    UserError: no such task, split or file, a short row, an unknown label, no rows."""
+    UserError: no such task, split or file, another header, a short or long row, an unknown label, no rows."""
     task = find_task(task)
     if split not in task.files:
         raise UserError(f"split {split!r} of {task.name}: expected one of {', '.join(task.files)}")
-    path, test, examples, skipped = Path(folder) / task.name / task.files[split], split.startswith("test"), [], 0
-    columns, header = (task.test_columns, True) if test else (task.columns, task.header)
-    # not csv, which swallows rows after a `"`; nor splitlines, for which U+2028 within a text ends a line
-    rows = [(number, line.rstrip("\r\n").split("\t")) for number, line in data.read_lines(path)]
-    needed = 1 + max(columns + (() if test else (task.label,)))
-    width = max(needed, len(rows[0][1])) if header and rows else needed         # a header also tells where -1 is
-    for number, row in rows[header:]:
-        if len(row) < width:
-            if (task.name, split) == ("QQP", "train"):
-                skipped += 1
-                continue
-            raise UserError(f"{len(row)} columns, {path}:{number}, expected {width}")
-        label = None if test else _label(row[task.label], task)
-        if label is None and not test:
-            raise UserError(f"label {row[task.label]!r}, {path}:{number}, expected "
-                            + ("a number 0 to 5" if task.labels is None else " or ".join(task.labels)))
-        examples.append((row[columns[0]], row[columns[1]] if len(columns) > 1 else None, label))
-    if skipped:
-        log(task=task.name, file=path, short_rows_skipped=skipped)
-    if not examples:
-        raise UserError(f"0 rows, {path}, expected at least one")
-    return examples
+    return list(examples_of(folder, task, split))
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows as a model reads them, in one array: rows[i] is the (ids, segments) that data.pack gives for row i."""
+    tokens: np.ndarray   # (T,) uint16 or int32: two bytes a token, so that all of GLUE is a hundred megabytes
+    ends: np.ndarray     # (rows + 1,) int64: row i is tokens[ends[i]:ends[i + 1]]
+    first: np.ndarray    # (rows,) int32: as many of them belong to [CLS] a [SEP]
+
+    def __len__(self):
+        return len(self.first)
+
+    def __getitem__(self, i):
+        i = range(len(self))[i]                                     # IndexError beyond the end
+        ids = self.tokens[self.ends[i]:self.ends[i + 1]]
+        return ids, (np.arange(len(ids)) >= self.first[i]).astype(np.int32)
 
 
 class Encoded(NamedTuple):
     """Rows as a model reads them, and what it shall say of each."""
-    rows: list           # of (ids, segments), each (at most n,) int32
+    rows: object         # Rows, or a list of (ids, segments), each (at most n,) int32
     labels: np.ndarray   # (rows,) int64 ids, float64 for STS-B; SQuAD: (rows, 2) positions of start and end
 
 
 def encode_task(examples, task, tokenizer, n):
     """What read_task gives -> Encoded: [CLS] a [SEP] or [CLS] a [SEP] b [SEP], cut to n tokens. No label -> -1."""
-    rows = [tuple(map(np.int32, data.pack(tokenizer.encode(a), None if b is None else tokenizer.encode(b), n)))
-            for a, b, _ in examples]
+    examples, tokens, lengths, labels = iter(examples), [], [], []
+    while chunk := list(islice(examples, 4096)):                    # only so many texts are in memory at once
+        a, b, gold = zip(*chunk)
+        a, b = (side if side[0] is None else tokenizer.model.encode(list(side), num_threads=1) for side in (a, b))
+        rows = [data.pack(*pair, n) for pair in zip(a, b)]
+        small = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
+        tokens.append(np.fromiter(chain.from_iterable(ids for ids, _ in rows), small))
+        lengths += [(len(ids), len(ids) - sum(segments)) for ids, segments in rows]
+        labels += [-1 if label is None else label for label in gold]
+    length, first = np.array(lengths, np.int32).reshape(-1, 2).T
     kind = np.float64 if find_task(task).labels is None else np.int64
-    return Encoded(rows, np.array([-1 if label is None else label for _, _, label in examples], dtype=kind))
+    rows = Rows(np.concatenate(tokens), np.append(0, np.cumsum(length, dtype=np.int64)), first.copy())
+    return Encoded(rows, np.array(labels, dtype=kind))
 
 
-def load_task(folder, task, tokenizer, n):
+def load_split(folder, task, split, tokenizer, n, cache=None):
+    """One split, encoded; from `cache` (a folder) if it was kept there for the same file, tokenizer and n."""
+    task, kept = find_task(task), cache and Path(cache) / f"{find_task(task).name}-{split}-{n}.npz"
+    key, path = hashlib.sha256(b"1" + tokenizer.proto), Path(folder) / task.name / task.files[split]
+    if not cache or not path.is_file():                             # a missing one is read_task's to report
+        return encode_task(examples_of(folder, task, split), task, tokenizer, n)
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            key.update(block)
+    if kept.exists():
+        try:
+            with np.load(kept) as found:
+                if str(found["key"]) == key.hexdigest():
+                    return Encoded(Rows(found["tokens"], found["ends"], found["first"]), found["labels"])
+            why = "stale"
+        except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error):
+            why = "broken"
+        log(cache=kept, rebuilt=why)
+    made = encode_task(examples_of(folder, task, split), task, tokenizer, n)
+    data.write_beside(kept, lambda file: np.savez(file, key=np.array(key.hexdigest()), tokens=made.rows.tokens,
+                                                  ends=made.rows.ends, first=made.rows.first, labels=made.labels))
+    return made
+
+
+def load_task(folder, task, tokenizer, n, cache=None):
     """-> (train: Encoded, dev: {split: Encoded}); MNLI has the two dev splits "dev" and "dev_mm"."""
-    task = find_task(task)
-    read = {split: encode_task(read_task(folder, task, split), task, tokenizer, n) for split in ("train", *task.dev)}
+    splits = ("train", *find_task(task).dev)
+    read = {split: load_split(folder, task, split, tokenizer, n, cache) for split in splits}
     return read.pop("train"), read
 
 
@@ -263,7 +330,11 @@ class FinetuneSettings:
     batch: int = 16
     eval_batch: int = 128
     n: int = 40                # of a row; SQuAD: of a window
+    bucket: int = 50           # batches whose rows are sorted by length together; 1: not at all
+    precision: str = "fp32"    # as autobert.PretrainSettings has it
     small: bool = False        # score MRPC and QQP by accuracy, as Table 4 does for the small size
+    keep: str = "last"         # the weights after the last step, or those of the "best" evaluation on dev
+    eval_every: int = 0        # steps between these; 0: once an epoch
     stride: int = 24           # between the beginnings of two windows
     max_question: int = 16
     max_answer: int = 30
@@ -299,21 +370,43 @@ def score_loss(output, y):
     return F.mse_loss(output[:, 0], y.to(output.dtype) / 5)
 
 
-def fit(encoder, outputs, loss_of, train, settings, seed, device, per_token=False):
-    """A fine-tuned copy of the encoder. Draws only from `seed`, whatever was drawn before. Diverged if it does."""
-    order, step = np.random.default_rng(seed), 0
-    steps = settings.epochs * math.ceil(len(train.rows) / settings.batch)
-    with autobert.seeded(seed):                                     # 1. head and dropout from the seed
-        model = Finetuned(encoder, outputs, per_token).to(device).train()
+def lengths_of(rows):
+    """(rows,) tokens of each row of an Encoded."""
+    return np.diff(rows.ends) if isinstance(rows, Rows) else np.array([len(ids) for ids, _ in rows])
+
+
+def batches_of(lengths, batch, bucket, order):
+    """Arrays of row numbers, the batches of one epoch in a new order. CHOICE: the rows are shuffled and cut into
+    stretches of `bucket` batches; a stretch is sorted by length, so that its batches need little padding, and the
+    batches are shuffled again. An epoch has every row once, and as many steps as without."""
+    rows, stretch = order.permutation(len(lengths)), batch * bucket
+    if bucket > 1:
+        rows = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in (
+            rows[i:i + stretch] for i in range(0, len(rows), stretch))])
+    batches = [rows[i:i + batch] for i in range(0, len(rows), batch)]
+    return [batches[i] for i in order.permutation(len(batches))] if bucket > 1 else batches
+
+
+def fit(encoder, outputs, loss_of, train, settings, seed, device, per_token=False, judge=None):
+    """A fine-tuned copy of the encoder. Draws only from `seed`, whatever was drawn before. Diverged if it does.
+
+    judge(model) -> score: its weights are then those with the best score (the earlier on a tie) among evaluations
+    every settings.eval_every steps and after the last."""
+    order, lengths, step, best, kept = np.random.default_rng(seed), lengths_of(train.rows), 0, -math.inf, None
+    an_epoch = math.ceil(len(lengths) / settings.batch)
+    steps, every = settings.epochs * an_epoch, settings.eval_every or an_epoch
+    with autobert.seeded(seed), autobert.matmul_precision(settings.precision), autobert.kept_memory():
+        model = Finetuned(encoder, outputs, per_token).to(device).train()       # 1. head and dropout from the seed
         optimizer = autobert.make_optimizer(model, settings.lr, settings.weight_decay)
-        for _ in range(settings.epochs):
-            shuffled = order.permutation(len(train.rows))           # 2. a new order in every epoch
-            for picked in (shuffled[i:i + settings.batch] for i in range(0, len(shuffled), settings.batch)):
+        for _ in range(settings.epochs):                            # 2. a new order in every epoch
+            for picked in batches_of(lengths, settings.batch, settings.bucket, order):
                 batch = autobert.to_device(data.collate([train.rows[i] for i in picked]), device)
                 labels = torch.from_numpy(train.labels[picked]).to(device)
                 for group in optimizer.param_groups:                # 3. learning rate of this step
                     group["lr"] = autobert.lr_at(step, steps, settings.lr, settings.warmup)
-                loss = loss_of(model(batch), labels)                # 4. forward, loss
+                with autobert.autocast(device, settings.precision):
+                    output = model(batch)
+                loss = loss_of(output.float(), labels)              # 4. forward, loss
                 if not torch.isfinite(loss):
                     raise Diverged(f"loss {loss.item()} at step {step} of {steps}")
                 optimizer.zero_grad(set_to_none=True)
@@ -321,16 +414,28 @@ def fit(encoder, outputs, loss_of, train, settings, seed, device, per_token=Fals
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 step += 1
+                if judge and (step % every == 0 or step == steps):  # 6. evaluate; this draws nothing
+                    score = judge(model.eval())
+                    log(step=step, steps=steps, loss=loss.item(), score=score)
+                    if score > best:
+                        best, kept = score, {name: x.clone() for name, x in model.state_dict().items()}
+                    model.train()
+    if kept:
+        model.load_state_dict(kept)
     return model.eval()
 
 
 @torch.no_grad()
 def outputs_of(model, rows, settings, device):
-    """The output for every row, a list of arrays: (outputs,) or (n of its batch, outputs). Diverged if not finite."""
-    outputs = []
-    for i in range(0, len(rows), settings.eval_batch):
-        batch = autobert.to_device(data.collate(rows[i:i + settings.eval_batch]), device)
-        outputs.extend(model(batch).float().cpu().numpy())
+    """The output for every row, a list of arrays: (outputs,) or (n of its batch, outputs). Diverged if not finite.
+
+    Rows of similar length share a batch; what a row gets does not depend on its company."""
+    outputs, order = [None] * len(rows), np.argsort(lengths_of(rows), kind="stable")
+    with autobert.matmul_precision(settings.precision), autobert.autocast(device, settings.precision):
+        for picked in (order[i:i + settings.eval_batch] for i in range(0, len(rows), settings.eval_batch)):
+            batch = autobert.to_device(data.collate([rows[i] for i in picked]), device)
+            for i, output in zip(picked, model(batch).float().cpu().numpy()):
+                outputs[i] = output
     if not all(np.isfinite(output).all() for output in outputs):
         raise Diverged("an output that is not finite")
     return outputs
@@ -345,19 +450,36 @@ def predict(model, task, rows, settings, device):
 def scores(task, dev, predicted, small=False):
     """{split: Encoded}, {split: predictions} -> {"matthews": .., "accuracy": .., "score": ..}, for MNLI also
     "accuracy_mm". "score" is the task's own metric, for MNLI the mean of its two; it may be negative."""
+    if any((dev[split].labels < 0).any() for split in dev):
+        raise ValueError(f"{task.name}: rows without labels, as test files have them, have no score")
     result = {metric + split.removeprefix("dev"): METRICS[metric](dev[split].labels, predicted[split])
               for split in dev for metric in task.metrics}
     result["score"] = float(np.mean([result[task.metric(small) + split.removeprefix("dev")] for split in dev]))
     return result
 
 
-def finetune(encoder, task, train, dev, settings=FinetuneSettings(), seed=0, device="cpu"):
-    """Train a copy of the encoder on `train` and score it on `dev`, as load_task gives them -> see `scores`."""
-    task = find_task(task)
+def train_task(encoder, task, train, dev, settings, seed=0, device="cpu"):
+    """Train a copy of the encoder on `train`, as load_task gives it -> (Finetuned, its `scores` on dev).
+
+    Where settings.keep is "best" both are of the best evaluation, as the paper's dev columns are."""
+    task, found = find_task(task), []
+
+    def judge(model):
+        predicted = {split: predict(model, task, dev[split].rows, settings, device) for split in dev}
+        found.append(scores(task, dev, predicted, settings.small))
+        return found[-1]["score"]
+
     loss_of, outputs = (F.cross_entropy, len(task.labels)) if task.labels else (score_loss, 1)
-    model = fit(encoder, outputs, loss_of, train, settings, seed, device)
-    predicted = {split: predict(model, task, dev[split].rows, settings, device) for split in dev}
-    return scores(task, dev, predicted, settings.small)
+    best = settings.keep == "best"
+    model = fit(encoder, outputs, loss_of, train, settings, seed, device, judge=judge if best else None)
+    if not best:
+        judge(model)
+    return model, max(found, key=lambda result: result["score"])    # the first of equals, as in fit
+
+
+def finetune(encoder, task, train, dev, settings=FinetuneSettings(), seed=0, device="cpu"):
+    """The scores alone of train_task."""
+    return train_task(encoder, task, train, dev, settings, seed, device)[1]
 
 
 def majority(task, train, dev, small=False):

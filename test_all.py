@@ -1535,7 +1535,7 @@ def test_rows_are_split_at_tabs_and_line_feeds_only(tmp_path):
     write_rows(tmp_path / "RTE/train.tsv",
                '0\t"He said.\tYes\u2028no\x85.\tentailment', '1\ta "b"\tc"\tnot_entailment\r')
     assert glue.read_task(tmp_path, "RTE", "train") == [('"He said.', "Yes\u2028no\x85.", 0), ('a "b"', 'c"', 1)]
-    (tmp_path / "RTE/train.tsv").write_bytes(b"\xef\xbb\xbfindex\ta\tb\tlabel\r\n0\tx\ty\tentailment\r\n")
+    (tmp_path / "RTE/train.tsv").write_bytes(b"\xef\xbb\xbfindex\tsentence1\tsentence2\tlabel\r\n0\tx\ty\tentailment\r\n")
     assert glue.read_task(tmp_path, "RTE", "train") == [("x", "y", 0)]
 
 
@@ -1548,33 +1548,93 @@ def test_every_task_reads_its_own_columns(toy):
     assert 0 <= first["STS-B"][2] <= 5 and glue.TASKS["MNLI"].dev == ["dev", "dev_mm"]
 
 
+STSB_HEADER = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore"
+QQP_HEADER = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
+
+
 @pytest.mark.parametrize("task, row, says", [
-    ("RTE", "0\tone\tentailment", "train.tsv:2"), ("RTE", "0\ta\tb\tmaybe", "train.tsv:2"),
-    ("STS-B", "0" + "\tx" * 8 + "\tnan", "train.tsv:2"), ("STS-B", "0" + "\tx" * 8 + "\t5.5", "train.tsv:2")])
+    ("RTE", "0\tone\tentailment", "3 columns, .*train.tsv:2, expected 4"),
+    ("RTE", "0\ta\tb\tx\tentailment", "5 columns, .*train.tsv:2, expected 4"),
+    ("CoLA", "gj04\t1\t\tone\ttwo", "5 columns, .*train.tsv:2, expected 4"),
+    ("QQP", "0\t1\t2\ta\tb\tc\t1", "7 columns, .*train.tsv:2, expected 6"),
+    ("RTE", "0\ta\tb\tmaybe", "'maybe', .*train.tsv:2, expected entailment or not_entailment"),
+    ("RTE", "0\ta\tb\t", "label '', .*train.tsv:2"), ("SST-2", "fine\t1 ", "'1 ', .*train.tsv:2, expected 0 or 1"),
+    *(("STS-B", "0" + "\tx" * 8 + "\t" + score, f"label '{score}', .*train.tsv:2, expected a number 0 to 5")
+      for score in ("nan", "inf", "5.5", "-0.1", "high"))])
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, task, row, says):
-    header = "\t".join("c" * (10 if task == "STS-B" else 4))
-    write_rows(tmp_path / task / "train.tsv", row, header=header)
+    headers = {"RTE": "index\tsentence1\tsentence2\tlabel", "CoLA": "gj04\t1\t\tone", "QQP": QQP_HEADER,
+               "STS-B": STSB_HEADER, "SST-2": "sentence\tlabel"}
+    write_rows(tmp_path / task / "train.tsv", row, header=headers[task])
     with pytest.raises(UserError, match=says):
         glue.read_task(tmp_path, task, "train")
 
 
-def test_a_short_qqp_training_row_is_skipped_and_counted_a_dev_row_never(tmp_path, capsys):
+@pytest.mark.parametrize("task, split, header", [
+    ("RTE", "train", "0\tA hen.\tA bird.\tentailment"), ("RTE", "dev", "index\tsentence2\tsentence1\tlabel"),
+    ("STS-B", "train", STSB_HEADER.removesuffix("\tscore")), ("QQP", "test", QQP_HEADER), ("RTE", "train", ""),
+    ("CoLA", "test", "0\tThe hen."), ("MRPC", "train", "Quality\t#1 ID\t#2 ID\t#1 String")])
+def test_another_header_is_an_error_in_line_1(tmp_path, task, split, header):
+    write_rows(tmp_path / task / f"{split}.tsv", "0\ta\tb\tentailment", header=header)
+    with pytest.raises(UserError, match=rf"header .*{split}.tsv:1, expected columns \d '"):
+        glue.read_task(tmp_path, task, split)
+
+
+def test_a_short_qqp_training_row_is_skipped_and_counted_a_dev_or_test_row_never(tmp_path, capsys):
     for split in ("train", "dev"):
-        write_rows(tmp_path / f"QQP/{split}.tsv",
-                   "0\t1\t2\ta\tb\t1", "1\t1\t2\ta", header="id\tqid1\tqid2\tq1\tq2\tdup")
+        write_rows(tmp_path / f"QQP/{split}.tsv", "0\t1\t2\ta\tb\t1", "1\t1\t2\ta", header=QQP_HEADER)
+    write_rows(tmp_path / "QQP/test.tsv", "0\ta\tb", "1\ta", header="id\tquestion1\tquestion2")
     assert glue.read_task(tmp_path, "QQP", "train") == [("a", "b", 1)]
     assert "short_rows_skipped=1" in capsys.readouterr().err
-    with pytest.raises(UserError, match="dev.tsv:3"):
-        glue.read_task(tmp_path, "QQP", "dev")
+    for split in ("dev", "test"):
+        with pytest.raises(UserError, match=f"{split}.tsv:3"):
+            glue.read_task(tmp_path, "QQP", split)
 
 
 def test_an_empty_or_missing_task_file_is_one_clear_error(tmp_path):
     write_rows(tmp_path / "RTE/train.tsv")
-    for split, says in (("train", "train.tsv"), ("dev", "dev.tsv"), ("all", "'all'")):
+    write_rows(tmp_path / "QQP/train.tsv", "0\t1\t2\ta", header=QQP_HEADER)  # none is left
+    (tmp_path / "MRPC").mkdir()
+    (tmp_path / "MRPC/dev.tsv").write_bytes(b"")
+    for task, split, says in (("RTE", "train", "0 rows, .*train.tsv:1"), ("RTE", "dev", "dev.tsv"),
+                              ("RTE", "all", "'all'"), ("QQP", "train", "0 rows, .*train.tsv:2"),
+                              ("MRPC", "dev", "0 rows, .*dev.tsv:1"), ("WNLI", "train", "'WNLI'")):
         with pytest.raises(UserError, match=says):
-            glue.read_task(tmp_path, "RTE", split)
-    with pytest.raises(UserError, match="'WNLI'"):
-        glue.read_task(tmp_path, "WNLI", "train")
+            glue.read_task(tmp_path, task, split)
+
+
+@pytest.mark.parametrize("task", ["CoLA", "MNLI", "STS-B"])
+def test_rows_are_packed_into_one_array_and_come_out_as_pack_makes_them(toy, tokenizer, task):
+    examples = glue.read_task(toy / "glue", task, "dev")
+    for n in (40, 9):
+        encoded = glue.encode_task(iter(examples), task, tokenizer, n)
+        assert encoded.rows.tokens.nbytes == 2 * sum(len(ids) for ids, _ in encoded.rows) and len(encoded.rows) == 400
+        for (a, b, label), (ids, segments), found in zip(examples, encoded.rows, encoded.labels, strict=True):
+            assert found == label and len(ids) <= n
+            expected = data.pack(tokenizer.encode(a), None if b is None else tokenizer.encode(b), n)
+            assert (ids.tolist(), segments.tolist()) == expected
+
+
+def test_encoded_rows_are_cached_and_a_stale_or_broken_cache_is_rebuilt_in_one_line(tmp_path, toy, tokenizer, capsys,
+                                                                                    monkeypatch):
+    folder, cache = shutil.copytree(toy / "glue/RTE", tmp_path / "glue/RTE").parent, tmp_path / "cache"
+
+    def load():
+        train, dev = glue.load_task(folder, "RTE", tokenizer, 40, cache)
+        parts = [([ids.tolist() for ids, _ in part.rows], part.labels.tolist()) for part in (train, dev["dev"])]
+        return parts, capsys.readouterr().err.splitlines()
+    first, said = load()
+    assert not said and sorted(p.name for p in cache.iterdir()) == ["RTE-dev-40.npz", "RTE-train-40.npz"]
+    with monkeypatch.context() as patch:
+        patch.setattr(glue, "examples_of", None)  # nothing is read again
+        assert load() == (first, [])
+    (cache / "RTE-dev-40.npz").write_bytes((cache / "RTE-dev-40.npz").read_bytes()[:-300])
+    again, said = load()
+    assert again == first and len(said) == 1 and "rebuilt=broken" in said[0]
+    with open(folder / "RTE/train.tsv", "a") as file:
+        file.write("9\tone\ttwo\tentailment\n")
+    again, said = load()
+    assert len(again[0][1]) == 1601 and again[1] == first[1] and len(said) == 1 and "rebuilt=stale" in said[0]
+    assert load() == (again, [])
 
 
 def test_finetuning_learns_repeats_itself_and_leaves_the_encoder_alone():
@@ -1593,6 +1653,88 @@ def test_finetuning_learns_repeats_itself_and_leaves_the_encoder_alone():
         results.append(glue.finetune(encoder, "CoLA", train, {"dev": train}, settings, seed=5))
     assert results[0] == results[1] and results[0]["score"] > 0.9
     assert all(torch.equal(before[name], p) for name, p in encoder.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def unequal():
+    """Rows of 4 to 31 tokens, the label is whether token 7 stands in them; and an encoder."""
+    rng = np.random.default_rng(1)
+    texts = [[7 + i % 2, *rng.integers(9, 50, rng.integers(1, 29)).tolist()] for i in range(150)]
+    rows = [tuple(map(np.int32, data.pack(text, None, 32))) for text in texts]
+    with autobert.seeded(2):
+        return glue.Encoded(rows, np.array([text[0] == 7 for text in texts], np.int64)), \
+            autobert.AutoBert(TINY, ("conv 3", BERT))
+
+
+def test_an_epoch_in_buckets_has_every_row_once_and_hardly_pads(unequal):
+    lengths = np.array([len(ids) for ids, _ in unequal[0].rows])
+    assert glue.lengths_of(unequal[0].rows).tolist() == lengths.tolist()
+    padded = {}
+    for bucket in (50, 3, 1):
+        epochs = [glue.batches_of(lengths, 8, bucket, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+        for batches in epochs:
+            assert len(batches) == 19 and sorted(np.concatenate(batches)) == list(range(150))
+            assert sorted(map(len, batches)) == [6] + [8] * 18
+        assert np.concatenate(epochs[0]).tolist() == np.concatenate(epochs[1]).tolist()
+        assert np.concatenate(epochs[0]).tolist() != np.concatenate(epochs[2]).tolist()
+        padded[bucket] = sum(len(rows) * lengths[rows].max() for rows in epochs[0]) / lengths.sum()
+    assert padded[50] < 1.1 < padded[3] < padded[1] and padded[1] > 1.5
+    firsts = [lengths[rows[0]] for rows in glue.batches_of(lengths, 8, 50, np.random.default_rng(0))]
+    assert firsts != sorted(firsts)  # short and long batches in turn
+
+
+def test_a_row_gets_the_same_output_in_any_batch(unequal):
+    (rows, labels), encoder = unequal
+    model = glue.Finetuned(encoder, 2, False).eval()
+    with torch.no_grad():
+        expected = [model(autobert.to_device(data.collate([row], 32), "cpu"))[0].numpy() for row in rows]
+    for eval_batch in (1, 7, 128):
+        found = glue.outputs_of(model, rows, glue.FinetuneSettings(eval_batch=eval_batch), "cpu")
+        np.testing.assert_allclose(np.stack(found), np.stack(expected), atol=1e-5)
+    assert np.ptp(np.stack(expected), axis=0).min() > 1e-3
+
+
+def test_the_best_evaluation_is_kept_the_earlier_on_a_tie_and_evaluating_changes_nothing(unequal, capsys):
+    train, encoder = unequal
+    settings = glue.FinetuneSettings(epochs=2, batch=16, lr=3e-3)  # 20 steps
+    best, seen = {}, []
+    for every, at in ((0, [10, 20]), (7, [7, 14, 20]), (30, [20])):
+        given, states = iter([0.5, 0.7, 0.7]), []
+
+        def judge(model):
+            states.append(copies(model.state_dict()))
+            return next(given)
+        model = glue.fit(encoder, 2, F.cross_entropy, train, replace(settings, eval_every=every), 3, "cpu", judge=judge)
+        assert re.findall(r"step=(\d+) ", capsys.readouterr().err) == [str(step) for step in at]
+        kept = states[min(1, len(at) - 1)]
+        assert all(torch.equal(kept[name], x) for name, x in model.state_dict().items())
+        seen.append(states[-1])
+    last = glue.fit(encoder, 2, F.cross_entropy, train, settings, 3, "cpu").state_dict()
+    assert all(torch.equal(state[name], x) for state in seen for name, x in last.items())
+    dev = {"dev": train._replace(labels=1 - train.labels)}  # the more it learns, the worse
+    for keep in ("best", "last"):
+        tuned = replace(settings, keep=keep, eval_every=5, epochs=3, lr=2e-2)
+        model, best[keep] = glue.train_task(encoder, "CoLA", train, dev, tuned, 3)
+        predicted = glue.predict(model, glue.TASKS["CoLA"], train.rows, tuned, "cpu")
+        assert best[keep]["matthews"] == glue.matthews(dev["dev"].labels, predicted)
+        assert glue.finetune(encoder, "CoLA", train, dev, tuned, 3) == best[keep]
+    assert best["last"]["score"] == -1.0 < 0.0 <= best["best"]["score"]
+
+
+def test_rows_without_labels_are_never_scored(toy, tokenizer):
+    test = glue.encode_task(glue.read_task(toy / "glue", "RTE", "test"), "RTE", tokenizer, 40)
+    assert set(test.labels) == {-1} and "test" not in glue.load_task(toy / "glue", "RTE", tokenizer, 40)[1]
+    with pytest.raises(ValueError, match="without labels"):
+        glue.scores(glue.TASKS["RTE"], {"dev": test}, {"dev": np.zeros(100)})
+
+
+@pytest.mark.parametrize("precision", autobert.PRECISIONS)
+def test_finetuning_works_in_every_precision(unequal, precision):
+    train, encoder = unequal
+    settings = glue.FinetuneSettings(epochs=6, lr=1e-2, precision=precision)
+    assert glue.finetune(encoder, "CoLA", train, {"dev": train}, settings)["accuracy"] > 0.8
+    numbers = train._replace(labels=train.labels * 5.0)
+    assert glue.finetune(encoder, "STS-B", numbers, {"dev": numbers}, settings)["spearman"] > 0.4
 
 
 def test_regression_is_on_fifths():
