@@ -23,6 +23,8 @@ import statistics
 import subprocess
 import sys
 import time
+import tracemalloc
+import zipfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -1535,7 +1537,8 @@ def test_rows_are_split_at_tabs_and_line_feeds_only(tmp_path):
     write_rows(tmp_path / "RTE/train.tsv",
                '0\t"He said.\tYes\u2028no\x85.\tentailment', '1\ta "b"\tc"\tnot_entailment\r')
     assert glue.read_task(tmp_path, "RTE", "train") == [('"He said.', "Yes\u2028no\x85.", 0), ('a "b"', 'c"', 1)]
-    (tmp_path / "RTE/train.tsv").write_bytes(b"\xef\xbb\xbfindex\tsentence1\tsentence2\tlabel\r\n0\tx\ty\tentailment\r\n")
+    (tmp_path / "RTE/train.tsv").write_bytes(
+        b"\xef\xbb\xbfindex\tsentence1\tsentence2\tlabel\r\n0\tx\ty\tentailment\r\n")
     assert glue.read_task(tmp_path, "RTE", "train") == [("x", "y", 0)]
 
 
@@ -1548,7 +1551,7 @@ def test_every_task_reads_its_own_columns(toy):
     assert 0 <= first["STS-B"][2] <= 5 and glue.TASKS["MNLI"].dev == ["dev", "dev_mm"]
 
 
-STSB_HEADER = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore"
+STSB_HEADER = "\t".join((data.STSB + "|score").split("|"))
 QQP_HEADER = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
 
 
@@ -1740,6 +1743,216 @@ def test_finetuning_works_in_every_precision(unequal, precision):
 def test_regression_is_on_fifths():
     output, y = torch.tensor([[0.5], [0.0]]), torch.tensor([5.0, 1.0], dtype=torch.float64)
     assert glue.score_loss(output, y).item() == pytest.approx(((0.5 - 1.0) ** 2 + 0.2 ** 2) / 2)
+
+
+# ---- glue.py: its commands for GLUE ----
+
+
+@pytest.fixture(scope="module")
+def few(toy, tokenizer, tmp_path_factory):
+    """A folder with glue/ (60 rows of each toy task, 20 of dev, all of test) and a checkpoint m.pt."""
+    folder = tmp_path_factory.mktemp("few")
+    for path in sorted((toy / "glue").rglob("*.tsv")):
+        lines = path.read_text().splitlines(keepends=True)
+        (folder / path.relative_to(toy)).parent.mkdir(parents=True, exist_ok=True)
+        rows = {"train": 61, "test": 101}.get(path.stem.split("_")[0], 21)
+        (folder / path.relative_to(toy)).write_text("".join(lines[:rows]))
+    config = replace(TINY, vocab=tokenizer.vocab_size, positions=40)
+    with autobert.seeded(0):
+        autobert.save_checkpoint(folder / "m.pt", autobert.Pretraining(config, ("conv 3", BERT)), tokenizer)
+    return folder
+
+
+def glue_run(folder, command, *more):
+    flags = {"predict": ["--device", "cpu"], "baseline": []}
+    glue.main([command, "--glue", str(folder / "glue"),
+               *flags.get(command, ["--device", "cpu", "--checkpoint", str(folder / "m.pt")]), *more])
+
+
+@pytest.fixture(scope="module")
+def tuned(few):
+    """`few`, after `finetune --task all`: t.tsv and save/."""
+    glue_run(few, "finetune", "--seeds", "3", "--mnli", "auto", "--save", str(few / "save"), "--out",
+             str(few / "t.tsv"), "--eval-every", "2", "--epochs", "1", "--lr", "0.01")
+    return few
+
+
+def test_finetuning_all_gives_a_table_of_nine_and_their_mean(tuned):
+    header, *rows, last = [line.split("\t") for line in (tuned / "t.tsv").read_text().splitlines()]
+    assert header == ["task", "rows", "metric", "median", "min", "max", "beside it", "majority"]
+    assert [(row[0], row[2], row[6].split(" ")[0]) for row in rows] == [
+        ("CoLA", "matthews", "accuracy"), ("SST-2", "accuracy", ""), ("MRPC", "f1", "accuracy"),
+        ("STS-B", "spearman", "pearson"), ("QQP", "f1", "accuracy"), ("MNLI-m", "accuracy", ""),
+        ("MNLI-mm", "accuracy", ""), ("QNLI", "accuracy", ""), ("RTE", "accuracy", "")]
+    assert {row[1] for row in rows} == {"20", "21"} and last[0] == "AVG"  # CoLA has no header
+    assert all(float(row[4]) <= float(row[3]) <= float(row[5]) for row in rows)
+    for column in (3, 7):
+        assert float(last[column]) == pytest.approx(np.mean([float(row[column]) for row in rows]), abs=0.11)
+
+
+def test_a_median_and_a_mean_of_fewer_say_so():
+    results = [{"f1": x, "accuracy": 1 - x, "score": x} for x in (0.2, 0.9, 0.4)]
+    dev = {"dev": glue.Encoded(None, np.zeros(7))}
+    for small, expected in ((False, ["f1", 40.0, 20.0, 90.0, "accuracy 60.0"]),
+                            (True, ["accuracy", 60.0, 10.0, 80.0, "f1 40.0"])):
+        row, = glue.table_rows("MRPC", dev, results, results[0], small)
+        assert row[:2] == ["MRPC", 7] and row[2:7] == [x if isinstance(x, str) else pytest.approx(x) for x in expected]
+    assert glue.average_row([row, row])[0] == "AVG of 2"
+
+
+def test_a_saved_model_scores_what_stands_in_the_table(tuned):
+    for name in ("MRPC", "STS-B"):
+        model, tokenizer, more = glue.load_finetuned(tuned / f"save/{name}.pt")
+        dev = glue.load_task(tuned / "glue", name, tokenizer, more["n"])[1]
+        predicted = glue.predict(model, glue.TASKS[name], dev["dev"].rows, glue.FinetuneSettings(), "cpu")
+        assert more["task"] == name and glue.scores(glue.TASKS[name], dev, {"dev": predicted}) == more["dev"]
+        row = next(line.split("\t") for line in (tuned / "t.tsv").read_text().splitlines() if line.startswith(name))
+        assert row[5] == f"{100 * more['dev']['score']:.1f}"  # the best of the seeds
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """[(task, lr, the pooler it starts from)] of each fine-tuning, which gives seed + 100 x lr as every score."""
+    seen = []
+
+    def train_task(encoder, task, train, dev, settings, seed, device):
+        seen.append((task, settings.lr, encoder.pooler.weight.clone()))
+        model = glue.Finetuned(encoder, len(glue.TASKS[task].labels or "1"), False)
+        model.encoder.pooler.weight.data += seed + settings.lr
+        metrics = [metric + split[3:] for metric in glue.TASKS[task].metrics for split in dev]
+        return model, dict.fromkeys([*metrics, "score"], seed + 100 * settings.lr)
+    monkeypatch.setattr(glue, "train_task", train_task)
+    return seen
+
+
+def test_rte_stsb_and_mrpc_start_from_the_best_mnli_model(few, tmp_path, starts):
+    pooler = autobert.load_checkpoint(few / "m.pt")[0].encoder.pooler.weight
+    glue_run(few, "finetune", "--seeds", "2", "--mnli", "auto", "--save", str(tmp_path))
+    assert len(starts) == 16 and starts[0][0] == "MNLI"
+    best = glue.load_finetuned(tmp_path / "MNLI.pt")[0].encoder.pooler.weight
+    assert torch.allclose(best, pooler + 1.001)  # of seed 1, at the toy preset's rate of 0.001
+    for task, _, start in starts:
+        assert torch.equal(start, best if task in ("RTE", "STS-B", "MRPC") else pooler), task
+    starts.clear()
+    glue_run(few, "finetune", "--task", "RTE", "--mnli", str(tmp_path / "MNLI.pt"))
+    glue_run(few, "finetune", "--task", "QNLI", "--mnli", str(tmp_path / "MNLI.pt"))
+    glue_run(few, "finetune", "--task", "RTE")
+    assert [torch.equal(start, best) for _, _, start in starts] == [True, False, False]
+    for wrong in (tmp_path / "RTE.pt", few / "m.pt"):
+        with pytest.raises(UserError, match="RTE, expected MNLI|not fine-tuned"):
+            glue_run(few, "finetune", "--task", "RTE", "--mnli", str(wrong))
+
+
+def test_a_grid_is_methods_and_finished_runs_are_not_repeated(few, tmp_path, starts, capsys):
+    out = tmp_path / "grid.tsv"
+    flags = ["--mnli", "auto", "--save", str(tmp_path / "save"), "--out", str(out)]
+    glue_run(few, "grid", *flags)
+    rates = [1e-5, 1.5e-5, 2e-5, 3e-5, 4e-5, 5e-5]
+    assert [lr for task, lr, _ in starts if task == "RTE"] == [lr for lr in rates for _ in range(2)]
+    assert len(starts) == 8 * 12 and len(out.read_text().splitlines()) == 8 * 12 + 1
+    assert len(re.findall("  best$", capsys.readouterr().out, re.M)) == 8
+    best = glue.load_finetuned(tmp_path / "save/MNLI.pt")[0].encoder.pooler.weight
+    first, before = autobert.load_checkpoint(few / "m.pt")[0].encoder.pooler.weight, out.read_text()
+    assert torch.allclose(best - first, torch.tensor(5e-5), atol=1e-7)
+    for more, runs in (([], 0), (["--epochs", "2", "--task", "QNLI"], 12),
+                       (["--task", "SST-2", "--lrs", "2e-5", "7"], 2)):
+        starts.clear()
+        glue_run(few, "grid", *(flags[2:] if more else flags), *more)
+        assert len(starts) == runs and out.read_text().startswith(before)
+    (tmp_path / "save/RTE.pt").unlink()  # what was not kept is done again
+    starts.clear()
+    glue_run(few, "grid", *flags)
+    assert [task for task, _, _ in starts if task != "QNLI"] == ["RTE"] * 12
+    out.write_text(before.replace("CoLA\t1e-05", "CoLA\tten"))
+    with pytest.raises(UserError, match="grid.tsv:14: |grid.tsv:14,"):
+        glue_run(few, "grid", *flags)
+
+
+def test_size_small_reports_accuracy_for_mrpc_and_qqp(few, tokenizer, tmp_path, starts, capsys):
+    config = replace(autobert.SIZES["small"], vocab=tokenizer.vocab_size)
+    model = autobert.Pretraining(config, autobert.BACKBONES["conv-only"])
+    autobert.save_checkpoint(tmp_path / "small.pt", model, tokenizer)
+    small = ["--checkpoint", str(tmp_path / "small.pt")]
+    for flags, metric in ((small, "accuracy"), ([], "f1"), (["--small"], "accuracy"), ([*small, "--no-small"], "f1")):
+        glue_run(few, "finetune", "--task", "MRPC", *flags)
+        assert capsys.readouterr().out.splitlines()[-2].split()[2] == metric
+
+
+def test_leaderboard_files_have_a_row_for_every_row_of_test_and_lie_flat_in_one_zip(tuned, tmp_path, capsys):
+    for _ in range(2):
+        glue_run(tuned, "predict", "--checkpoint", str(tuned / "save"), "--out", str(tmp_path / "sub"))
+        archive = (tmp_path / "sub/submission.zip").read_bytes()
+    assert "WNLI.tsv, AX.tsv" in capsys.readouterr().out
+    names = ["CoLA", "MNLI-m", "MNLI-mm", "MRPC", "QNLI", "QQP", "RTE", "SST-2", "STS-B"]
+    assert sorted(p.stem for p in (tmp_path / "sub").glob("*.tsv")) == names
+    with zipfile.ZipFile(tmp_path / "sub/submission.zip") as packed:
+        assert sorted(packed.namelist()) == [f"{name}.tsv" for name in names] and packed.testzip() is None
+        assert all(packed.read(f"{name}.tsv") == (tmp_path / f"sub/{name}.tsv").read_bytes() for name in names)
+    for name in names:
+        header, *rows = [line.split("\t") for line in (tmp_path / f"sub/{name}.tsv").read_text().splitlines()]
+        assert header == ["index", "prediction"] and [row[0] for row in rows] == [str(i) for i in range(100)]
+        labels = glue.TASKS[name.removesuffix("-mm").removesuffix("-m")].labels
+        assert {text for _, text in rows} <= set(labels) if labels else all(
+            re.fullmatch(r"[0-5]\.\d{3}", text) and float(text) <= 5 for _, text in rows)
+    glue_run(tuned, "predict", "--checkpoint", str(tuned / "save"), "--out", str(tmp_path / "again"))
+    assert (tmp_path / "again/submission.zip").read_bytes() == archive
+
+
+def test_stsb_predictions_are_clipped_and_a_short_test_row_is_an_error(tuned, tmp_path, monkeypatch):
+    monkeypatch.setattr(glue, "predict", lambda *_: np.linspace(-1, 6, 100))
+    files = glue.submission([tuned / "save/STS-B.pt"], tuned / "glue", glue.FinetuneSettings(), "cpu")
+    said = [line.split("\t")[1] for line in files["STS-B.tsv"].splitlines()[1:]]
+    assert said[0] == "0.000" and said[-1] == "5.000" and said[50] == "2.535"
+    folder = shutil.copytree(tuned / "glue", tmp_path / "glue")
+    with open(folder / "QQP/test.tsv", "a") as file:
+        file.write("100\tWhat?\n")
+    with pytest.raises(UserError, match="2 columns, .*QQP/test.tsv:102, expected 3"):
+        glue.submission([tuned / "save/QQP.pt"], folder, glue.FinetuneSettings(), "cpu")
+    with pytest.raises(UserError, match="of STS-B, too"):
+        glue.submission([tuned / "save/STS-B.pt"] * 2, tuned / "glue", glue.FinetuneSettings(), "cpu")
+    with pytest.raises(UserError, match="m.pt.*not fine-tuned"):
+        glue_run(tuned, "predict", "--checkpoint", str(tuned / "m.pt"), "--out", str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_glue_takes_a_winner_and_a_child_of_the_super_net(finished, few, tmp_path, capsys):
+    supernet.main(["autobert-zero", "--run", str(finished[0]), "--out", str(tmp_path / "child.pt")])
+    for checkpoint in (finished[0] / "best.pt", tmp_path / "child.pt"):
+        flags = ["--epochs", "1", "--checkpoint", str(checkpoint), "--save", str(tmp_path)]
+        glue_run(few, "finetune", "--task", "RTE", *flags)
+        assert re.search(r"^RTE +20 +accuracy", capsys.readouterr().out, re.M)
+        assert glue.load_finetuned(tmp_path / "RTE.pt")[0].encoder.config.layers == 4
+
+
+def test_encoding_holds_few_texts_at_a_time(tmp_path, tokenizer):
+    peaks, sizes = [], []
+    for rows in (8000, 24000):
+        write_rows(tmp_path / "RTE/train.tsv", *(f"{i}\tThe hens are neat.\tA hen {i} is neat.\tentailment"
+                                                for i in range(rows)), header="index\tsentence1\tsentence2\tlabel")
+        tracemalloc.start()
+        encoded = glue.load_split(tmp_path, "RTE", "train", tokenizer, 40)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        sizes.append(sum(x.nbytes for x in (*vars(encoded.rows).values(), encoded.labels)))
+    assert peaks[1] - peaks[0] < 2.2 * (sizes[1] - sizes[0])  # parts, and the array they are put together in
+
+
+@pytest.mark.parametrize("task", ["SST-2", "RTE", "STS-B"])
+def test_the_linear_baseline_learns_what_words_tell_and_repeats_itself(task):
+    rng, rows = np.random.default_rng(0), []
+    for _ in range(300):
+        label, words = int(rng.integers(2)), [f"w{i}" for i in rng.integers(0, 40, 12)]
+        a, b = words[:6], words[:6] if label else words[6:]
+        rows.append((" ".join([*a, ("bad", "good")[label]]), None, label) if task == "SST-2" else
+                    (" ".join(a), " ".join(b), label * 5.0 if task == "STS-B" else label))
+    found = [glue.bag_of_words(task, rows[:200], {"dev": rows[200:]}, seed=3, epochs=40) for _ in range(2)]
+    assert found[0] == found[1] and found[0]["score"] > (0.7 if task == "STS-B" else 0.95)
+
+
+def test_the_baseline_command_prints_the_same_table(few, capsys):
+    glue_run(few, "baseline", "--task", "MNLI", "--seeds", "2")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines] == ["task", "MNLI-m", "MNLI-mm", "AVG"] and len(lines[1]) == 7
 
 
 # ---- glue.py: SQuAD ----
@@ -2970,6 +3183,16 @@ def test_sharing_without_a_finished_search_is_one_clear_error(finished, tmp_path
     ("data.py prepare --corpus {toy}/held-out.txt --out {here}/one.txt/c", "one.txt"),
     ("glue.py finetune --checkpoint {here}/one.txt --glue {toy}/glue", "one.txt"),
     ("glue.py finetune --checkpoint {here}/none.pt --glue {toy}/glue", "none.pt"),
+    ("glue.py finetune --checkpoint {here}/none.pt --glue {toy}/glue --eval-every 0", "--eval-every: '0'"),
+    ("glue.py finetune --checkpoint {here}/none.pt --glue {toy}/glue --precision fp16", "'fp16'"),
+    ("glue.py finetune --checkpoint {here}/none.pt --glue {toy}/glue --task RTE --mnli auto", "--task all"),
+    ("glue.py grid --checkpoint {here}/none.pt --glue {toy}/glue --out {here}/one.txt", "one.txt:1, expected"),
+    ("glue.py grid --checkpoint {here}/none.pt --glue {toy}/glue --out {here}/new --mnli auto", "--save"),
+    ("glue.py grid --checkpoint {here}/none.pt --glue {toy}/glue --lrs x", "--lrs: 'x'"),
+    ("glue.py predict --checkpoint {here} --glue {toy}/glue --out {here}/new", "no .pt file"),
+    ("glue.py predict --checkpoint {here}/one.txt --glue {toy}/glue --out {here}/new", "one.txt"),
+    ("glue.py predict --checkpoint m.pt --glue {toy}/glue --out {here}/one.txt", "one.txt': a file"),
+    ("glue.py baseline --glue {here} --task RTE", "RTE/train.tsv: no such file"),
     ("glue.py squad --checkpoint x --train {here}/foreign.json --dev {here}/foreign.json", "foreign.json")])
 def test_bad_input_is_one_line_and_exit_code_2(arguments, says, toy, tmp_path, capsys, monkeypatch):
     (tmp_path / "empty.txt").write_text("")
