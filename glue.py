@@ -273,18 +273,23 @@ class Encoded(NamedTuple):
     labels: np.ndarray   # (rows,) int64 ids, float64 for STS-B; SQuAD: (rows, 2) positions of start and end
 
 
+def label_array(examples, task):
+    """(rows,) int64 label ids of examples, float64 for STS-B; -1 where there is no label."""
+    kind = np.float64 if find_task(task).labels is None else np.int64
+    return np.array([-1 if label is None else label for _, _, label in examples], kind)
+
+
 def encode_task(examples, task, tokenizer, n):
     """What read_task gives -> Encoded: [CLS] a [SEP] or [CLS] a [SEP] b [SEP], cut to n tokens. No label -> -1."""
-    kind, small = (np.float64 if find_task(task).labels is None else np.int64,
-                   np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32)
-    examples, tokens, lengths, labels = iter(examples), [], [], []
+    examples, small = iter(examples), np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
+    tokens, lengths, labels = [], [], []
     while chunk := list(islice(examples, 4096)):                    # only so many texts are in memory at once
-        a, b, gold = zip(*chunk)
+        a, b, _ = zip(*chunk)
         a, b = (side if side[0] is None else tokenizer.model.encode(list(side), num_threads=1) for side in (a, b))
         rows = [data.pack(*pair, n) for pair in zip(a, b)]
         tokens.append(np.fromiter(chain.from_iterable(ids for ids, _ in rows), small))
         lengths.append(np.array([(len(ids), len(ids) - sum(segments)) for ids, segments in rows], np.int32))
-        labels.append(np.array([-1 if label is None else label for label in gold], kind))
+        labels.append(label_array(chunk, task))
     length, first = np.concatenate(lengths).T
     rows = Rows(np.concatenate(tokens), np.append(0, np.cumsum(length, dtype=np.int64)), first.copy())
     return Encoded(rows, np.concatenate(labels))
@@ -372,6 +377,11 @@ class Finetuned(nn.Module):
 def score_loss(output, y):
     """STS-B: the squared error of the score as a share, 0..5 -> 0..1. All else, spans too, has F.cross_entropy."""
     return F.mse_loss(output[:, 0], y.to(output.dtype) / 5)
+
+
+def head_of(task):
+    """(loss function, outputs of the linear map) of a Task."""
+    return (F.cross_entropy, len(task.labels)) if task.labels else (score_loss, 1)
 
 
 def lengths_of(rows):
@@ -465,7 +475,8 @@ def scores(task, dev, predicted, small=False):
 def train_task(encoder, task, train, dev, settings, seed=0, device="cpu"):
     """Train a copy of the encoder on `train`, as load_task gives it -> (Finetuned, its `scores` on dev).
 
-    Where settings.keep is "best" both are of the best evaluation, as the paper's dev columns are."""
+    CHOICE: where settings.keep is "best" both are of the best evaluation on dev; the paper does not say which of its
+    evaluations a dev score is. So dev scores are a little too good; the search takes the last weights."""
     task, found = find_task(task), []
 
     def judge(model):
@@ -473,7 +484,7 @@ def train_task(encoder, task, train, dev, settings, seed=0, device="cpu"):
         found.append(scores(task, dev, predicted, settings.small))
         return found[-1]["score"]
 
-    loss_of, outputs = (F.cross_entropy, len(task.labels)) if task.labels else (score_loss, 1)
+    loss_of, outputs = head_of(task)
     best = settings.keep == "best"
     model = fit(encoder, outputs, loss_of, train, settings, seed, device, judge=judge if best else None)
     if not best:
@@ -507,8 +518,7 @@ def bag_of_words(task, train, dev, seed=0, epochs=5, buckets=1 << 17):
     """[example] and {split: [example]} of read_task -> the scores on dev of a linear model of the words: what a
     text encoder must beat."""
     task, rng = find_task(task), np.random.default_rng(seed)
-    loss_of, outputs = (F.cross_entropy, len(task.labels)) if task.labels else (score_loss, 1)
-    kind = np.float64 if task.labels is None else np.int64
+    loss_of, outputs = head_of(task)
     model, bias = torch.zeros(buckets, outputs, requires_grad=True), torch.zeros(outputs, requires_grad=True)
     optimizer = torch.optim.Adagrad([model, bias], lr=0.1)
 
@@ -517,7 +527,7 @@ def bag_of_words(task, train, dev, seed=0, epochs=5, buckets=1 << 17):
         weights = torch.cat([torch.full((len(x),), max(1, len(x)) ** -0.5) for x in bags])
         return F.embedding_bag(torch.cat(bags), model, starts, mode="sum", per_sample_weights=weights) + bias
 
-    bags, y = [bag(*row[:2], buckets) for row in train], torch.tensor(np.array([row[2] for row in train], kind))
+    bags, y = [bag(*row[:2], buckets) for row in train], torch.from_numpy(label_array(train, task))
     an_epoch = len(bags) // 64 + 1
     for picked in (part for _ in range(epochs) for part in np.array_split(rng.permutation(len(bags)), an_epoch)):
         optimizer.zero_grad()
@@ -525,7 +535,7 @@ def bag_of_words(task, train, dev, seed=0, epochs=5, buckets=1 << 17):
         optimizer.step()
     with torch.no_grad():
         said = {split: of([bag(*row[:2], buckets) for row in rows]).numpy() for split, rows in dev.items()}
-    gold = {split: Encoded(None, np.array([row[2] for row in rows], kind)) for split, rows in dev.items()}
+    gold = {split: Encoded(None, label_array(rows, task)) for split, rows in dev.items()}
     return scores(task, gold, {split: x.argmax(1) if task.labels else x[:, 0] * 5 for split, x in said.items()})
 
 
@@ -541,9 +551,8 @@ def load_finetuned(path, device="cpu"):
     task = TASKS.get(content.get("task")) if isinstance(content, dict) else None
     if not task:
         raise UserError(f"checkpoint {str(path)!r}: not fine-tuned; expected what glue.py finetune --save wrote")
-    outputs = len(task.labels) if task.labels else 1
     model, tokenizer = autobert.from_content(content, path, device, lambda config, backbone: Finetuned(
-        autobert.AutoBert(config, backbone), outputs, False))
+        autobert.AutoBert(config, backbone), head_of(task)[1], False))
     return model.eval(), tokenizer, {key: content[key] for key in ("task", "n", "dev", "key")}
 
 
@@ -988,8 +997,7 @@ def baseline_command(args):
     rows = []
     for name in TASKS if args.task == "all" else [args.task]:
         splits = {split: read_task(args.glue, name, split) for split in ("train", *TASKS[name].dev)}
-        kind = np.float64 if TASKS[name].labels is None else np.int64
-        gold = {split: Encoded(None, np.array([row[2] for row in part], kind)) for split, part in splits.items()}
+        gold = {split: Encoded(None, label_array(part, name)) for split, part in splits.items()}
         train = splits.pop("train")
         constant = majority(name, gold.pop("train"), gold, args.small)
         results = [bag_of_words(name, train, splits, seed) for seed in range(args.seed, args.seed + args.seeds)]
