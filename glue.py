@@ -620,17 +620,22 @@ def judged(args, cells=None, done=None, note=lambda: None):
         found, best, kept = {cell: [] for cell in cells}, -math.inf, None
         for cell, seed in product(cells, range(args.seed, args.seed + args.seeds)):
             run, model = (key, name, *cell, seed), None
-            if again or run not in done:
+            new = again or run not in done
+            if new:
                 chosen = replace(settings, lr=cell[0], weight_decay=cell[1])
-                model, result = train_task(start, name, train, dev, chosen, seed, device)
+                try:
+                    model, result = train_task(start, name, train, dev, chosen, seed, device)
+                except Diverged:                                    # in a grid the other cells are still worth having
+                    if len(cells) == 1:
+                        raise
+                    result = {"score": -math.inf}
                 log(task=name, seed=seed, lr=f"{cell[0]:g}", weight_decay=cell[1], **result)
-            result = result if model else done[run]
-            if result["score"] > best:                              # the first of equals
-                best, kept = result["score"], model
+            found[cell].append(result if new else done[run])
+            if found[cell][-1]["score"] > best:                     # the first of equals
+                best, kept = found[cell][-1]["score"], model
                 if path and model:
                     autobert.save_checkpoint(path, model, tokenizer, task=name, n=settings.n, dev=result, key=key)
-            found[cell].append(result)
-            if model:
+            if new:
                 done[run] = result
                 note()
         if args.mnli == "auto" and name == "MNLI":

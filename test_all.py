@@ -1868,6 +1868,17 @@ def test_a_grid_is_methods_and_finished_runs_are_not_repeated(few, tmp_path, sta
         glue_run(few, "grid", *flags)
 
 
+def test_a_cell_that_diverges_does_not_end_the_grid(few, tmp_path, capsys):
+    flags = ["--task", "RTE", "--epochs", "1", "--decays", "0", "--lrs", "1e30", "1e-3", "--out", str(tmp_path / "g")]
+    for steps in (True, False):
+        glue_run(few, "grid", *flags)
+        said = capsys.readouterr()
+        assert re.search(r"^1e\+30 +0 +-inf +-inf +-inf$", said.out, re.M)
+        assert re.search(r"^0\.001 .* best$", said.out, re.M) and ("step=" in said.err) is steps
+    with pytest.raises(UserError, match="smaller --lr"):
+        glue_run(few, "finetune", "--task", "RTE", "--lr", "1e30")
+
+
 def test_size_small_reports_accuracy_for_mrpc_and_qqp(few, tokenizer, tmp_path, starts, capsys):
     config = replace(autobert.SIZES["small"], vocab=tokenizer.vocab_size)
     model = autobert.Pretraining(config, autobert.BACKBONES["conv-only"])
