@@ -683,12 +683,12 @@ def load_checkpoint(path, device="cpu"):
     return from_content(load_tensors(path, device), path, device)
 
 
-def from_content(content, path, device="cpu"):
-    """(Pretraining, Tokenizer) from what stands in the checkpoint `path`; UserError if that is not a model."""
+def from_content(content, path, device="cpu", build=Pretraining):
+    """(build(config, backbone), Tokenizer) from what stands in the checkpoint `path`; UserError if that is no such."""
     try:
         known = {f.name for f in fields(ModelConfig)}
         config = ModelConfig(**{key: value for key, value in content["config"].items() if key in known})
-        model = Pretraining(config, content["backbone"]).to(device)
+        model = build(config, content["backbone"]).to(device)
         model.load_state_dict(content["state"])
         tokenizer = data.Tokenizer(bytes(content["tokenizer"].cpu().numpy()))
         if tokenizer.vocab_size != config.vocab:

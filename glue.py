@@ -9,25 +9,32 @@ dev = the labelled rows a task is judged on (MNLI has two: matched, and mismatch
 long passage that fits n tokens; null = "the passage has no answer", read at [CLS]; tau = the null threshold.
 
     python glue.py                                               what the tasks are, and what their metrics say
-    python glue.py finetune --checkpoint C --glue FOLDER --task all
+    python glue.py finetune --checkpoint C --glue FOLDER --task all --mnli auto --save models
+    python glue.py grid --checkpoint C --glue FOLDER --task RTE  learning rates x weight decays
+    python glue.py predict --checkpoint models --glue FOLDER --out leaderboard
+    python glue.py baseline --glue FOLDER                        what a linear model of the words scores
     python glue.py squad --checkpoint C --train train-v2.0.json --dev dev-v2.0.json --v2
     python glue.py squad --check --preset paper --tokenizer tokenizer.model --dev dev-v1.1.json     gold spans fed in
     python glue.py pays                                          does pre-training pay? at toy size, in minutes
 
 Read after autobert.py.
 """
+import argparse
 import copy
+import hashlib
 import json
 import math
 import re
 import string
 import sys
 import tempfile
+import zipfile
+import zlib
 from array import array
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -204,56 +211,124 @@ def _label(text, task):
     return label if 0 <= label <= 5 else None                       # NaN fails both comparisons
 
 
+def _wrong(what, path, number, expected):
+    return UserError(f"{what}, {path}:{number}, expected {expected}")
+
+
+def examples_of(folder, task, split):
+    """Yield what read_task gives, one row at a time; the file is never in memory as a whole."""
+    path, test, skipped, number, width = Path(folder) / task.name / task.files[split], split.startswith("test"), 0, 0, 0
+    columns, label = (task.test_columns, None) if test else (task.columns, task.label)
+    names = data.COLUMNS[task.name][2].split("|") + ([] if test else [data.COLUMNS[task.name][3]])
+    used = [*columns, *([] if test else [label])]
+    # not csv, which swallows rows after a `"`; nor splitlines, for which U+2028 within a text ends a line
+    for number, line in data.read_lines(path):
+        row = line.rstrip("\r\n").split("\t")
+        if number == 1 and (test or task.header):
+            if len(row) <= max(used) or [row[i] for i in used] != names:
+                raise _wrong(f"header {line.strip()[:80]!r}", path, 1, "columns " + ", ".join(
+                    f"{i + 1 if i >= 0 else 'last'} {name!r}" for i, name in zip(used, names)))
+            width = len(row)                                        # a header also tells where -1 is
+            continue
+        width = width or 1 + max(used)
+        if len(row) < width and (task.name, split) == ("QQP", "train"):
+            skipped += 1
+            continue
+        if len(row) != width:
+            raise _wrong(f"{len(row)} columns", path, number, width)
+        gold = None if test else _label(row[label], task)
+        if gold is None and not test:
+            raise _wrong(f"label {row[label]!r}", path, number, " or ".join(task.labels or ["a number 0 to 5"]))
+        yield row[columns[0]], row[columns[1]] if len(columns) > 1 else None, gold
+    if skipped:
+        log(task=task.name, file=path, short_rows_skipped=skipped)
+    if number - skipped < 1 + (test or task.header):
+        raise _wrong("0 rows", path, max(1, number), "at least one")
+
+
 def read_task(folder, task, split):
     """folder/<TASK>/<file of split> -> [(text_a, text_b or None, label or None)]; label = id, or a float for STS-B.
 
     A train row of QQP that is too short is skipped and counted, as in BERT's reader; all else that is wrong is a
-    UserError: no such task, split or file, a short row, an unknown label, no rows."""
+    UserError: no such task, split or file, another header, a short or long row, an unknown label, no rows."""
     task = find_task(task)
     if split not in task.files:
         raise UserError(f"split {split!r} of {task.name}: expected one of {', '.join(task.files)}")
-    path, test, examples, skipped = Path(folder) / task.name / task.files[split], split.startswith("test"), [], 0
-    columns, header = (task.test_columns, True) if test else (task.columns, task.header)
-    # not csv, which swallows rows after a `"`; nor splitlines, for which U+2028 within a text ends a line
-    rows = [(number, line.rstrip("\r\n").split("\t")) for number, line in data.read_lines(path)]
-    needed = 1 + max(columns + (() if test else (task.label,)))
-    width = max(needed, len(rows[0][1])) if header and rows else needed         # a header also tells where -1 is
-    for number, row in rows[header:]:
-        if len(row) < width:
-            if (task.name, split) == ("QQP", "train"):
-                skipped += 1
-                continue
-            raise UserError(f"{len(row)} columns, {path}:{number}, expected {width}")
-        label = None if test else _label(row[task.label], task)
-        if label is None and not test:
-            raise UserError(f"label {row[task.label]!r}, {path}:{number}, expected "
-                            + ("a number 0 to 5" if task.labels is None else " or ".join(task.labels)))
-        examples.append((row[columns[0]], row[columns[1]] if len(columns) > 1 else None, label))
-    if skipped:
-        log(task=task.name, file=path, short_rows_skipped=skipped)
-    if not examples:
-        raise UserError(f"0 rows, {path}, expected at least one")
-    return examples
+    return list(examples_of(folder, task, split))
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows as a model reads them, in one array: rows[i] is the (ids, segments) that data.pack gives for row i."""
+    tokens: np.ndarray   # (T,) uint16 or int32: two bytes a token, so that all of GLUE is a hundred megabytes
+    ends: np.ndarray     # (rows + 1,) int64: row i is tokens[ends[i]:ends[i + 1]]
+    first: np.ndarray    # (rows,) int32: as many of them belong to [CLS] a [SEP]
+
+    def __len__(self):
+        return len(self.first)
+
+    def __getitem__(self, i):
+        i = range(len(self))[i]                                     # IndexError beyond the end
+        ids = self.tokens[self.ends[i]:self.ends[i + 1]]
+        return ids, (np.arange(len(ids)) >= self.first[i]).astype(np.int32)
 
 
 class Encoded(NamedTuple):
     """Rows as a model reads them, and what it shall say of each."""
-    rows: list           # of (ids, segments), each (at most n,) int32
+    rows: object         # Rows, or a list of (ids, segments), each (at most n,) int32
     labels: np.ndarray   # (rows,) int64 ids, float64 for STS-B; SQuAD: (rows, 2) positions of start and end
+
+
+def label_array(examples, task):
+    """(rows,) int64 label ids of examples, float64 for STS-B; -1 where there is no label."""
+    kind = np.float64 if find_task(task).labels is None else np.int64
+    return np.array([-1 if label is None else label for _, _, label in examples], kind)
 
 
 def encode_task(examples, task, tokenizer, n):
     """What read_task gives -> Encoded: [CLS] a [SEP] or [CLS] a [SEP] b [SEP], cut to n tokens. No label -> -1."""
-    rows = [tuple(map(np.int32, data.pack(tokenizer.encode(a), None if b is None else tokenizer.encode(b), n)))
-            for a, b, _ in examples]
-    kind = np.float64 if find_task(task).labels is None else np.int64
-    return Encoded(rows, np.array([-1 if label is None else label for _, _, label in examples], dtype=kind))
+    examples, small = iter(examples), np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
+    tokens, lengths, labels = [], [], []
+    while chunk := list(islice(examples, 4096)):                    # only so many texts are in memory at once
+        a, b, _ = zip(*chunk)
+        a, b = (side if side[0] is None else tokenizer.model.encode(list(side), num_threads=1) for side in (a, b))
+        rows = [data.pack(*pair, n) for pair in zip(a, b)]
+        tokens.append(np.fromiter(chain.from_iterable(ids for ids, _ in rows), small))
+        lengths.append(np.array([(len(ids), len(ids) - sum(segments)) for ids, segments in rows], np.int32))
+        labels.append(label_array(chunk, task))
+    length, first = np.concatenate(lengths).T
+    rows = Rows(np.concatenate(tokens), np.append(0, np.cumsum(length, dtype=np.int64)), first.copy())
+    return Encoded(rows, np.concatenate(labels))
 
 
-def load_task(folder, task, tokenizer, n):
+def load_split(folder, task, split, tokenizer, n, cache=None):
+    """One split, encoded; from `cache` (a folder) if it was kept there for the same file, tokenizer and n."""
+    task, kept = find_task(task), cache and Path(cache) / f"{find_task(task).name}-{split}-{n}.npz"
+    key, path = hashlib.sha256(b"1" + tokenizer.proto), Path(folder) / task.name / task.files[split]
+    if not cache or not path.is_file():                             # a missing one is read_task's to report
+        return encode_task(examples_of(folder, task, split), task, tokenizer, n)
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            key.update(block)
+    if kept.exists():
+        try:
+            with np.load(kept) as found:
+                if str(found["key"]) == key.hexdigest():
+                    return Encoded(Rows(found["tokens"], found["ends"], found["first"]), found["labels"])
+            why = "stale"
+        except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error):
+            why = "broken"
+        log(cache=kept, rebuilt=why)
+    made = encode_task(examples_of(folder, task, split), task, tokenizer, n)
+    data.write_beside(kept, lambda file: np.savez(file, key=np.array(key.hexdigest()), tokens=made.rows.tokens,
+                                                  ends=made.rows.ends, first=made.rows.first, labels=made.labels))
+    return made
+
+
+def load_task(folder, task, tokenizer, n, cache=None):
     """-> (train: Encoded, dev: {split: Encoded}); MNLI has the two dev splits "dev" and "dev_mm"."""
-    task = find_task(task)
-    read = {split: encode_task(read_task(folder, task, split), task, tokenizer, n) for split in ("train", *task.dev)}
+    splits = ("train", *find_task(task).dev)
+    read = {split: load_split(folder, task, split, tokenizer, n, cache) for split in splits}
     return read.pop("train"), read
 
 
@@ -270,7 +345,11 @@ class FinetuneSettings:
     batch: int = 16
     eval_batch: int = 128
     n: int = 40                # of a row; SQuAD: of a window
+    bucket: int = 50           # batches whose rows are sorted by length together; 1: not at all
+    precision: str = "fp32"    # as autobert.PretrainSettings has it
     small: bool = False        # score MRPC and QQP by accuracy, as Table 4 does for the small size
+    keep: str = "last"         # the weights after the last step, or those of the "best" evaluation on dev
+    eval_every: int = 0        # steps between these; 0: once an epoch
     stride: int = 24           # between the beginnings of two windows
     max_question: int = 16
     max_answer: int = 30
@@ -279,8 +358,8 @@ class FinetuneSettings:
 # the search's fast fine-tuning (appendix: "model evaluation phase"); CHOICE: batch 32, which is not given
 PAPER = FinetuneSettings(lr=2e-5, warmup=0.01, batch=32, n=128)
 PAPER_SQUAD = replace(PAPER, n=384, stride=128, max_question=64)    # v1.1: 3 epochs, batch 32; windows as BERT's
-PRESETS = {"toy": FinetuneSettings(), "paper": PAPER}
-SQUAD_PRESETS = {("toy", "v1.1"): FinetuneSettings(n=64), ("toy", "v2.0"): FinetuneSettings(n=64),
+PRESETS = {"toy": FinetuneSettings(keep="best"), "paper": replace(PAPER, keep="best")}
+SQUAD_PRESETS = {("toy", "v1.1"): FinetuneSettings(n=64, bucket=1), ("toy", "v2.0"): FinetuneSettings(n=64, bucket=1),
                  ("paper", "v1.1"): PAPER_SQUAD, ("paper", "v2.0"): replace(PAPER_SQUAD, epochs=2, batch=48)}
 
 
@@ -306,21 +385,48 @@ def score_loss(output, y):
     return F.mse_loss(output[:, 0], y.to(output.dtype) / 5)
 
 
-def fit(encoder, outputs, loss_of, train, settings, seed, device, per_token=False):
-    """A fine-tuned copy of the encoder. Draws only from `seed`, whatever was drawn before. Diverged if it does."""
-    order, step = np.random.default_rng(seed), 0
-    steps = settings.epochs * math.ceil(len(train.rows) / settings.batch)
-    with autobert.seeded(seed):                                     # 1. head and dropout from the seed
-        model = Finetuned(encoder, outputs, per_token).to(device).train()
+def head_of(task):
+    """(loss function, outputs of the linear map) of a Task."""
+    return (F.cross_entropy, len(task.labels)) if task.labels else (score_loss, 1)
+
+
+def lengths_of(rows):
+    """(rows,) tokens of each row of an Encoded."""
+    return np.diff(rows.ends) if isinstance(rows, Rows) else np.array([len(ids) for ids, _ in rows])
+
+
+def batches_of(lengths, batch, bucket, order):
+    """Arrays of row numbers, the batches of one epoch in a new order. CHOICE: the rows are shuffled and cut into
+    stretches of `bucket` batches; a stretch is sorted by length, so that its batches need little padding, and the
+    batches are shuffled again. An epoch has every row once, and as many steps as without."""
+    rows, stretch = order.permutation(len(lengths)), batch * bucket
+    if bucket > 1:
+        rows = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in (
+            rows[i:i + stretch] for i in range(0, len(rows), stretch))])
+    batches = [rows[i:i + batch] for i in range(0, len(rows), batch)]
+    return [batches[i] for i in order.permutation(len(batches))] if bucket > 1 else batches
+
+
+def fit(encoder, outputs, loss_of, train, settings, seed, device, per_token=False, judge=None):
+    """A fine-tuned copy of the encoder. Draws only from `seed`, whatever was drawn before. Diverged if it does.
+
+    judge(model) -> score: its weights are then those with the best score (the earlier on a tie) among evaluations
+    every settings.eval_every steps and after the last."""
+    order, lengths, step, best, kept = np.random.default_rng(seed), lengths_of(train.rows), 0, -math.inf, None
+    an_epoch = math.ceil(len(lengths) / settings.batch)
+    steps, every = settings.epochs * an_epoch, settings.eval_every or an_epoch
+    with autobert.seeded(seed), autobert.matmul_precision(settings.precision), autobert.kept_memory():
+        model = Finetuned(encoder, outputs, per_token).to(device).train()       # 1. head and dropout from the seed
         optimizer = autobert.make_optimizer(model, settings.lr, settings.weight_decay)
-        for _ in range(settings.epochs):
-            shuffled = order.permutation(len(train.rows))           # 2. a new order in every epoch
-            for picked in (shuffled[i:i + settings.batch] for i in range(0, len(shuffled), settings.batch)):
+        for _ in range(settings.epochs):                            # 2. a new order in every epoch
+            for picked in batches_of(lengths, settings.batch, settings.bucket, order):
                 batch = autobert.to_device(data.collate([train.rows[i] for i in picked]), device)
                 labels = torch.from_numpy(train.labels[picked]).to(device)
                 for group in optimizer.param_groups:                # 3. learning rate of this step
                     group["lr"] = autobert.lr_at(step, steps, settings.lr, settings.warmup)
-                loss = loss_of(model(batch), labels)                # 4. forward, loss
+                with autobert.autocast(device, settings.precision):
+                    output = model(batch)
+                loss = loss_of(output.float(), labels)              # 4. forward, loss
                 if not torch.isfinite(loss):
                     raise Diverged(f"loss {loss.item()} at step {step} of {steps}")
                 optimizer.zero_grad(set_to_none=True)
@@ -328,16 +434,28 @@ def fit(encoder, outputs, loss_of, train, settings, seed, device, per_token=Fals
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 step += 1
+                if judge and (step % every == 0 or step == steps):  # 6. evaluate; this draws nothing
+                    score = judge(model.eval())
+                    log(step=step, steps=steps, loss=loss.item(), score=score)
+                    if score > best:
+                        best, kept = score, {name: x.clone() for name, x in model.state_dict().items()}
+                    model.train()
+    if kept:
+        model.load_state_dict(kept)
     return model.eval()
 
 
 @torch.no_grad()
 def outputs_of(model, rows, settings, device):
-    """The output for every row, a list of arrays: (outputs,) or (n of its batch, outputs). Diverged if not finite."""
-    outputs = []
-    for i in range(0, len(rows), settings.eval_batch):
-        batch = autobert.to_device(data.collate(rows[i:i + settings.eval_batch]), device)
-        outputs.extend(model(batch).float().cpu().numpy())
+    """The output for every row, a list of arrays: (outputs,) or (n of its batch, outputs). Diverged if not finite.
+
+    Rows of similar length share a batch; what a row gets does not depend on its company."""
+    outputs, order = [None] * len(rows), np.argsort(lengths_of(rows), kind="stable")
+    with autobert.matmul_precision(settings.precision), autobert.autocast(device, settings.precision):
+        for picked in (order[i:i + settings.eval_batch] for i in range(0, len(rows), settings.eval_batch)):
+            batch = autobert.to_device(data.collate([rows[i] for i in picked]), device)
+            for i, output in zip(picked, model(batch).float().cpu().numpy()):
+                outputs[i] = output
     if not all(np.isfinite(output).all() for output in outputs):
         raise Diverged("an output that is not finite")
     return outputs
@@ -352,19 +470,37 @@ def predict(model, task, rows, settings, device):
 def scores(task, dev, predicted, small=False):
     """{split: Encoded}, {split: predictions} -> {"matthews": .., "accuracy": .., "score": ..}, for MNLI also
     "accuracy_mm". "score" is the task's own metric, for MNLI the mean of its two; it may be negative."""
+    if any((dev[split].labels < 0).any() for split in dev):
+        raise ValueError(f"{task.name}: rows without labels, as test files have them, have no score")
     result = {metric + split.removeprefix("dev"): METRICS[metric](dev[split].labels, predicted[split])
               for split in dev for metric in task.metrics}
     result["score"] = float(np.mean([result[task.metric(small) + split.removeprefix("dev")] for split in dev]))
     return result
 
 
+def train_task(encoder, task, train, dev, settings, seed=0, device="cpu"):
+    """Train a copy of the encoder on `train`, as load_task gives it -> (Finetuned, its `scores` on dev).
+
+    CHOICE: where settings.keep is "best" both are of the best evaluation on dev; the paper does not say which of its
+    evaluations a dev score is. So dev scores are a little too good; the search takes the last weights."""
+    task, found = find_task(task), []
+
+    def judge(model):
+        predicted = {split: predict(model, task, dev[split].rows, settings, device) for split in dev}
+        found.append(scores(task, dev, predicted, settings.small))
+        return found[-1]["score"]
+
+    loss_of, outputs = head_of(task)
+    best = settings.keep == "best"
+    model = fit(encoder, outputs, loss_of, train, settings, seed, device, judge=judge if best else None)
+    if not best:
+        judge(model)
+    return model, max(found, key=lambda result: result["score"])    # the first of equals, as in fit
+
+
 def finetune(encoder, task, train, dev, settings=FinetuneSettings(), seed=0, device="cpu"):
-    """Train a copy of the encoder on `train` and score it on `dev`, as load_task gives them -> see `scores`."""
-    task = find_task(task)
-    loss_of, outputs = (F.cross_entropy, len(task.labels)) if task.labels else (score_loss, 1)
-    model = fit(encoder, outputs, loss_of, train, settings, seed, device)
-    predicted = {split: predict(model, task, dev[split].rows, settings, device) for split in dev}
-    return scores(task, dev, predicted, settings.small)
+    """The scores alone of train_task."""
+    return train_task(encoder, task, train, dev, settings, seed, device)[1]
 
 
 def majority(task, train, dev, small=False):
@@ -372,6 +508,164 @@ def majority(task, train, dev, small=False):
     task = find_task(task)
     constant = np.bincount(train.labels).argmax() if task.labels else train.labels.mean()
     return scores(task, dev, {split: np.full(len(dev[split].labels), constant) for split in dev}, small)
+
+
+def bag(a, b, buckets):
+    """Hashed features of a row, a set of ids: its words; of a pair the side of each, and if it is on both or on one."""
+    a, b = (set(re.findall(r"\w+|[^\w\s]", text.lower())) if text is not None else None for text in (a, b))
+    found = {"a" + word for word in a}
+    if b is not None:
+        found |= {"b" + word for word in b} | {"both" + word for word in a & b} | {"one" + word for word in a ^ b}
+        found.add(f"shared {len(a & b) * 10 // max(1, len(a | b))}/10")
+    return torch.tensor(sorted({zlib.crc32(word.encode()) % buckets for word in found}), dtype=torch.int64)
+
+
+def bag_of_words(task, train, dev, seed=0, epochs=5, buckets=1 << 17):
+    """[example] and {split: [example]} of read_task -> the scores on dev of a linear model of the words: what a
+    text encoder must beat."""
+    task, rng = find_task(task), np.random.default_rng(seed)
+    loss_of, outputs = head_of(task)
+    model, bias = torch.zeros(buckets, outputs, requires_grad=True), torch.zeros(outputs, requires_grad=True)
+    optimizer = torch.optim.Adagrad([model, bias], lr=0.1)
+
+    def of(bags):
+        starts = torch.tensor(np.cumsum([0] + [len(x) for x in bags[:-1]]))
+        weights = torch.cat([torch.full((len(x),), max(1, len(x)) ** -0.5) for x in bags])
+        return F.embedding_bag(torch.cat(bags), model, starts, mode="sum", per_sample_weights=weights) + bias
+
+    bags, y = [bag(*row[:2], buckets) for row in train], torch.from_numpy(label_array(train, task))
+    an_epoch = len(bags) // 64 + 1
+    for picked in (part for _ in range(epochs) for part in np.array_split(rng.permutation(len(bags)), an_epoch)):
+        optimizer.zero_grad()
+        loss_of(of([bags[i] for i in picked]), y[picked]).backward()
+        optimizer.step()
+    with torch.no_grad():
+        said = {split: of([bag(*row[:2], buckets) for row in rows]).numpy() for split, rows in dev.items()}
+    gold = {split: Encoded(None, label_array(rows, task)) for split, rows in dev.items()}
+    return scores(task, gold, {split: x.argmax(1) if task.labels else x[:, 0] * 5 for split, x in said.items()})
+
+
+# ---- GLUE: checkpoints, the table, the grid, the leaderboard's files -----------------------------------------------
+
+LRS, DECAYS = (1e-5, 1.5e-5, 2e-5, 3e-5, 4e-5, 5e-5), (0.1, 0.01)   # App. C.1: the grid
+MNLI_FIRST = ("RTE", "STS-B", "MRPC")   # App. C.1: encoder and pooler start from those fine-tuned on MNLI
+
+
+def load_finetuned(path, device="cpu"):
+    """(Finetuned, Tokenizer, {"task", "n", "dev", "key"}) of what finetune --save wrote; UserError if it is none."""
+    content = autobert.load_tensors(path, device)
+    task = TASKS.get(content.get("task")) if isinstance(content, dict) else None
+    if not task:
+        raise UserError(f"checkpoint {str(path)!r}: not fine-tuned; expected what glue.py finetune --save wrote")
+    model, tokenizer = autobert.from_content(content, path, device, lambda config, backbone: Finetuned(
+        autobert.AutoBert(config, backbone), head_of(task)[1], False))
+    return model.eval(), tokenizer, {key: content[key] for key in ("task", "n", "dev", "key")}
+
+
+def mnli_encoder(path, encoder, tokenizer, device):
+    """The encoder in a checkpoint fine-tuned on MNLI; UserError if it is not of the same model."""
+    model, other, more = load_finetuned(path, device)
+    found = more["task"], model.encoder.config, model.encoder.backbone, other.proto
+    if found != ("MNLI", encoder.config, encoder.backbone, tokenizer.proto):
+        raise UserError(f"--mnli {str(path)!r}: {found[0]}, expected MNLI with --checkpoint's model and tokenizer")
+    return model.encoder
+
+
+def shown(task, split):
+    """The name of a dev or test split. Example: MNLI, "dev_mm" -> "MNLI-mm"; RTE, "test" -> "RTE" """
+    return task.name + ("" if len(task.dev) == 1 else "-mm" if split.endswith("_mm") else "-m")
+
+
+TABLE = ("task", "rows", "metric", "median", "min", "max", "beside it", "majority")
+
+
+def table_rows(task, dev, results, constant, small):
+    """A row of TABLE per dev split: `results`, one per seed, x 100."""
+    task, rows, name = find_task(task), [], find_task(task).metric(small)
+    for split in dev:
+        end = split.removeprefix("dev")
+        values = {metric: [100 * result[metric + end] for result in results] for metric in task.metrics}
+        beside = ", ".join(f"{metric} {np.median(x):.1f}" for metric, x in values.items() if metric != name)
+        own = values[name]
+        rows.append([shown(task, split), len(dev[split].labels), name, float(np.median(own)), min(own), max(own),
+                     beside, 100 * constant[name + end]])
+    return rows
+
+
+def average_row(rows):
+    """The mean of the medians, and of the majority's scores: "AVG" if all nine are there, else "AVG of" how many."""
+    whole = len(rows) == sum(len(task.dev) for task in TASKS.values())
+    return ["AVG" if whole else f"AVG of {len(rows)}", sum(row[1] for row in rows), "",
+            float(np.mean([row[3] for row in rows])), "", "", "", float(np.mean([row[7] for row in rows]))]
+
+
+def fingerprint(encoder, train, dev, settings):
+    """Twelve hex digits of all that decides a run but its learning rate, weight decay and seed."""
+    digest = hashlib.sha256(json.dumps(asdict(replace(settings, lr=0.0, weight_decay=0.0))).encode())
+    for name, tensor in encoder.state_dict().items():
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    for part in (train, *dev.values()):
+        for array in (part.rows.tokens, part.rows.ends, part.labels):
+            digest.update(array.tobytes())
+    return digest.hexdigest()[:12]
+
+
+def judged(args, cells=None, done=None, note=lambda: None):
+    """Yield (task, dev, settings, baseline, {(lr, decay): [result of each seed]}) for each task that is asked for.
+
+    done: {(fingerprint, task, lr, decay, seed): result}, runs that are not repeated; new ones are added and note()
+    called. The best run of a task goes to --save; with --mnli auto those of MNLI_FIRST start from MNLI's."""
+    encoder, tokenizer, settings, device = opened(args)
+    done, cells = {} if done is None else done, cells or [(settings.lr, settings.weight_decay)]
+    first = mnli_encoder(args.mnli, encoder, tokenizer, device) if args.mnli not in (None, "auto") else None
+    for name in sorted(TASKS, key=lambda name: name != "MNLI") if args.task == "all" else [args.task]:
+        train, dev = load_task(args.glue, name, tokenizer, settings.n, args.cache)
+        start = first if first and name in MNLI_FIRST else encoder
+        path, key = args.save and Path(args.save) / f"{name}.pt", fingerprint(start, train, dev, settings)
+        again = path and not (path.exists() and load_finetuned(path, "cpu")[2]["key"] == key)
+        found, best, kept = {cell: [] for cell in cells}, -math.inf, None
+        for cell, seed in product(cells, range(args.seed, args.seed + args.seeds)):
+            run, model = (key, name, *cell, seed), None
+            new = again or run not in done
+            if new:
+                chosen = replace(settings, lr=cell[0], weight_decay=cell[1])
+                try:
+                    model, result = train_task(start, name, train, dev, chosen, seed, device)
+                except Diverged:                                    # in a grid the other cells are still worth having
+                    if len(cells) == 1:
+                        raise
+                    result = {"score": -math.inf}
+                log(task=name, seed=seed, lr=f"{cell[0]:g}", weight_decay=cell[1], **result)
+            found[cell].append(result if new else done[run])
+            if found[cell][-1]["score"] > best:                     # the first of equals
+                best, kept = found[cell][-1]["score"], model
+                if path and model:
+                    autobert.save_checkpoint(path, model, tokenizer, task=name, n=settings.n, dev=result, key=key)
+            if new:
+                done[run] = result
+                note()
+        if args.mnli == "auto" and name == "MNLI":
+            first = kept.encoder if kept else mnli_encoder(path, encoder, tokenizer, device)
+        yield name, dev, settings, majority(name, train, dev, settings.small), found
+
+
+def submission(checkpoints, folder, settings, device, cache=None):
+    """{file name: text} of the leaderboard's files: a prediction for every row of the test files, whose labels, if
+    they have any, are never read. UserError if two checkpoints are of one task."""
+    files = {}
+    for path in checkpoints:
+        model, tokenizer, more = load_finetuned(path, device)
+        autobert.few_threads(model.encoder.config)
+        task = TASKS[more["task"]]
+        for split in (split for split in task.files if split.startswith("test")):
+            rows = load_split(folder, task, split, tokenizer, more["n"], cache).rows
+            found = predict(model, task, rows, settings, device)
+            said = [task.labels[i] for i in found] if task.labels else [f"{min(5, max(0, x)):.3f}" for x in found]
+            name = f"{shown(task, split)}.tsv"
+            if name in files:
+                raise UserError(f"checkpoint {str(path)!r}: another one is of {task.name}, too; expected one a task")
+            files[name] = "index\tprediction\n" + "".join(f"{i}\t{text}\n" for i, text in enumerate(said))
+    return files
 
 
 # ---- SQuAD (Appendix C.2): reading and scoring ---------------------------------------------------------------------
@@ -704,36 +998,122 @@ def teach(args):
     show(["predicted", *METRICS], rows)
 
 
-def resolved(args, preset, device):
+def resolved(args, preset, device, config=None):
     """The preset with what was given on the command line put in; printed with the other arguments."""
-    given = {f.name: getattr(args, f.name) for f in fields(preset) if getattr(args, f.name) is not None}
-    settings = replace(preset, **given)
-    if settings.n < 8:
-        raise UserError(f"--n {settings.n}: expected at least 8 tokens")
-    print(json.dumps(vars(args) | asdict(settings) | {"device": str(device), "run": args.run.__name__}))
+    given = {f.name: getattr(args, f.name, None) for f in fields(preset)}
+    if given["precision"] == "auto":
+        given["precision"] = "bf16" if device.type == "cuda" else "fp32"
+    if config and given["small"] is None:                           # Table 4 scores this size by accuracy
+        small = autobert.SIZES["small"]
+        given["small"] = (config.layers, config.hidden) == (small.layers, small.hidden)
+    settings = replace(preset, **{key: value for key, value in given.items() if value is not None})
+    if settings.n < 8 or config and settings.n > config.positions:
+        raise UserError(f"--n {settings.n}: expected 8 to {config.positions if config else 512} tokens")
+    if args.out and Path(args.out).is_dir():
+        raise UserError(f"--out {args.out!r}: a folder; expected a file to write")
+    print(json.dumps(vars(args) | asdict(settings) | {"device": str(device), "run": args.run.__name__}), flush=True)
     return settings
+
+
+def opened(args):
+    """(encoder, Tokenizer, settings, device) that finetune and grid are asked to take."""
+    device = autobert.find_device(args.device)
+    if args.mnli == "auto" and args.task != "all":
+        raise UserError(f"--mnli auto: expected --task all, or the MNLI checkpoint that {args.task} is to start from")
+    content = autobert.load_tensors(args.checkpoint, device)
+    tuned = isinstance(content, dict) and "task" in content
+    model, tokenizer, *_ = load_finetuned(args.checkpoint, device) if tuned else autobert.from_content(
+        content, args.checkpoint, device)
+    autobert.few_threads(model.encoder.config)
+    return model.encoder, tokenizer, resolved(args, PRESETS[args.preset], device, model.encoder.config), device
 
 
 def finetune_command(args):
     """fine-tune on GLUE tasks and score on dev"""
-    device, rows, counted = autobert.find_device(args.device), [], []
-    model, tokenizer = autobert.load_checkpoint(args.checkpoint, device)
-    autobert.few_threads(model.encoder.config)
-    settings = resolved(args, PRESETS[args.preset], device)
+    found = {name: table_rows(name, dev, results, baseline, settings.small)
+             for name, dev, settings, baseline, runs in judged(args) for results in runs.values()}
+    rows = [row for name in TASKS for row in found.get(name, [])]
+    show(TABLE, [*rows, average_row(rows)], args.out)
+
+
+CELL = ("settings", "task", "lr", "weight_decay", "seed", "score", "scores")
+
+
+def read_cells(path):
+    """What a grid has written to --out, {(settings, task, lr, decay, seed): result}; {} if there is no file."""
+    lines = data.read_lines(path) if Path(path).exists() else iter([(1, "\t".join(CELL))])
+    done = {}
+    for number, line in lines:
+        try:
+            key, task, lr, decay, seed, _, result = cells = line.rstrip("\n").split("\t")
+            if number > 1:
+                done[key, task, float(lr), float(decay), int(seed)] = json.loads(result)
+            elif tuple(cells) != CELL:
+                raise ValueError
+        except ValueError:
+            raise _wrong(f"{line.strip()[:60]!r}", path, number, "the columns " + " ".join(CELL)) from None
+    return done
+
+
+def grid_command(args):
+    """search learning rates and weight decays; --out keeps what is finished"""
+    if args.mnli == "auto" and args.out and not args.save:
+        raise UserError("--mnli auto with --out: expected --save, where MNLI's model waits for a later run")
+    if args.out and Path(args.out).is_dir():
+        raise UserError(f"--out {args.out!r}: a folder; expected a file to write")
+    done = read_cells(args.out) if args.out else {}
+
+    def note():
+        rows = [(*run, result["score"], json.dumps(result)) for run, result in done.items()]
+        if args.out:
+            data.write_beside(args.out, "".join("\t".join(map(str, row)) + "\n" for row in (CELL, *rows)))
+
+    for name, _, settings, baseline, found in judged(args, list(product(args.lrs, args.decays)), done, note):
+        scored = {cell: [100 * result["score"] for result in results] for cell, results in found.items()}
+        best = max(scored, key=lambda cell: np.median(scored[cell]))
+        metric = TASKS[name].metric(settings.small) + " of m and mm" * (len(TASKS[name].dev) > 1)
+        print(f"\n{name}, {metric}; the majority has {100 * baseline['score']:.1f}")
+        show(["lr", "weight decay", "median", "min", "max", ""], [
+            [f"{lr:g}", f"{decay:g}", float(np.median(x)), min(x), max(x), "best" * ((lr, decay) == best)]
+            for (lr, decay), x in scored.items()])
+
+
+def predict_command(args):
+    """write the leaderboard's files and their zip"""
+    device, out = autobert.find_device(args.device), Path(args.out)
+    paths = [path for given in map(Path, args.checkpoint) for path in (
+        sorted(given.glob("*.pt")) if given.is_dir() else [given])]
+    if not paths or out.is_file():
+        raise UserError(f"--out {args.out!r}: a file; expected a folder" if paths else
+                        f"--checkpoint {' '.join(args.checkpoint)!r}: no .pt file in there")
+    precision = args.precision if args.precision != "auto" else "bf16" if device.type == "cuda" else "fp32"
+    files = submission(paths, args.glue, FinetuneSettings(precision=precision), device, args.cache)
+
+    def pack(file):
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as whole:
+            for name, text in files.items():
+                whole.writestr(zipfile.ZipInfo(name), text)         # without the time of day: same bytes every time
+
+    for name, text in files.items():
+        data.write_beside(out / name, text)
+    data.write_beside(out / "submission.zip", pack)
+    missing = {f"{shown(task, split)}.tsv" for task in TASKS.values() for split in task.files if split[:4] == "test"}
+    print(f"wrote {out / 'submission.zip'} with {', '.join(files)}; the leaderboard also wants "
+          + ", ".join([*sorted(missing - set(files)), "WNLI.tsv", "AX.tsv"]))
+
+
+def baseline_command(args):
+    """score the commonest label and a linear model of the words on dev"""
+    rows = []
     for name in TASKS if args.task == "all" else [args.task]:
-        train, dev = load_task(args.glue, name, tokenizer, settings.n)
-        results, constant = [], majority(name, train, dev, settings.small)
-        for seed in range(args.seed, args.seed + args.seeds):
-            results.append(finetune(model.encoder, name, train, dev, settings, seed, device))
-            log(task=name, seed=seed, **results[-1])
-        for metric in list(constant)[:-1]:                          # without "score", which repeats one of them
-            values = [100 * result[metric] for result in results]
-            rows.append([name, metric, float(np.median(values)), float(np.std(values)), 100 * constant[metric]])
-            if metric.removesuffix("_mm") == TASKS[name].metric(settings.small):
-                counted.append(rows[-1][2:])
-    average = np.mean(counted, axis=0).tolist()                     # m and mm of MNLI count apart: nine numbers
-    rows.append(["AVG", f"of {len(counted)}", average[0], "", average[2]])
-    show(["task", "metric", "median", "sd", "majority"], rows, args.out)
+        splits = {split: read_task(args.glue, name, split) for split in ("train", *TASKS[name].dev)}
+        gold = {split: Encoded(None, label_array(part, name)) for split, part in splits.items()}
+        train = splits.pop("train")
+        constant = majority(name, gold.pop("train"), gold, args.small)
+        results = [bag_of_words(name, train, splits, seed) for seed in range(args.seed, args.seed + args.seeds)]
+        log(task=name, **results[0])
+        rows += table_rows(name, gold, results, constant, args.small)
+    show(TABLE, [*rows, average_row(rows)], args.out)
 
 
 def load_squad(path, device):
@@ -829,7 +1209,8 @@ def toy_jobs(folder, tokenizer, device):
     for name in TASKS:
         train, dev = load_task(folder / "glue", name, tokenizer, FinetuneSettings.n)
         jobs[name] = (majority(name, train, dev)["score"],
-                      partial(finetune, task=name, train=train, dev=dev, device=device))
+                      partial(finetune, task=name, train=train, dev=dev, settings=FinetuneSettings(bucket=1),
+                              device=device))
     for version in ("v1.1", "v2.0"):
         train, dev = (read_squad(folder / "squad" / f"{split}-{version}.json") for split in ("train", "dev"))
         silent = squad_scores(dev, {q.id: "" for q in dev})         # for v2.0 the majority
@@ -870,28 +1251,65 @@ def pays_command(args):
          args.out and Path(args.out) / "pays.tsv")
 
 
+_OUT = {"pays": "a folder for pays.tsv", "predict": "a folder for TASK.tsv and submission.zip",
+        "grid": "a file that keeps finished runs; they are not repeated"}
+_ONLY = {"stride": "squad", "max_question": "squad", "max_answer": "squad", "small": "finetune grid",
+         "keep": "finetune grid", "eval_every": "finetune grid", "lr": "finetune squad",
+         "weight_decay": "finetune squad"}
+_CHOICES = {"precision": ("auto", *autobert.PRECISIONS), "keep": ("best", "last")}
+_HELP = {"keep": "the model of the best evaluation on dev counts, or the last",
+         "small": "score MRPC and QQP by accuracy; by itself for size small",
+         "eval_every": "steps between evaluations; else once an epoch"}
+
+
+def setting_flags(parser, name):
+    """A flag for each field of FinetuneSettings that the command `name` reads."""
+    for f in fields(FinetuneSettings):
+        how = {"choices": _CHOICES[f.name]} if f.type is str else {"action": argparse.BooleanOptionalAction} \
+            if f.type is bool else {"type": data.number(f.type, int(f.type is int))}
+        if name in _ONLY.get(f.name, name):
+            parser.add_argument("--" + f.name.replace("_", "-"), **how, default=None,
+                                help=_HELP.get(f.name, "instead of the preset's"))
+
+
 def main(argv=None):
     """The command line; see --help."""
     parser = data.Parser(description=__doc__.splitlines()[0])
     parser.set_defaults(run=teach)
     commands, parts = parser.add_subparsers(), {}
-    for name, run in (("finetune", finetune_command), ("squad", squad_command), ("pays", pays_command)):
+    for name, run in (("finetune", finetune_command), ("grid", grid_command), ("predict", predict_command),
+                      ("baseline", baseline_command), ("squad", squad_command), ("pays", pays_command)):
         one = parts[name] = commands.add_parser(name, help=run.__doc__)
         one.set_defaults(run=run)
-        one.add_argument("--device", default="auto", help="auto, cpu or cuda")
-        one.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="the first seed")
-        one.add_argument("--out", help="a folder for pays.tsv" if name == "pays" else "a file to write")
-    for name, count in (("finetune", 1), ("pays", 3)):
-        parts[name].add_argument("--seeds", type=data.number(int, 1), default=count, help="runs, from --seed on")
-    for name in ("finetune", "squad"):
-        parts[name].add_argument("--checkpoint", required=name == "finetune", help="what autobert.py pretrain wrote")
+        one.add_argument("--out", required=name == "predict", help=_OUT.get(name, "a file to write"))
+        if name != "baseline":
+            one.add_argument("--device", default="auto", help="auto, cpu or cuda")
+        if name != "predict":
+            one.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="the first seed")
+        if name not in ("predict", "squad"):
+            one.add_argument("--seeds", type=data.number(int, 1), default=3 if name == "pays" else 1,
+                             help="runs, from --seed on")
+    for name in ("finetune", "grid", "squad"):
+        parts[name].add_argument("--checkpoint", required=name != "squad",
+                                 help="what autobert.py pretrain, a search or supernet.py wrote")
         parts[name].add_argument("--preset", choices=list(PRESETS), default="toy")
-        for f in fields(FinetuneSettings):
-            number = data.number(f.type, int(f.type is int))
-            how = {"action": "store_true", "default": None} if f.type is bool else {"type": number}
-            parts[name].add_argument("--" + f.name.replace("_", "-"), **how, help="instead of the preset's")
-    parts["finetune"].add_argument("--glue", required=True, help="the folder that holds CoLA, SST-2, ..")
-    parts["finetune"].add_argument("--task", choices=["all", *TASKS], default="all")
+        setting_flags(parts[name], name)
+    for name in ("finetune", "grid", "predict", "baseline"):
+        parts[name].add_argument("--glue", required=True, help="the folder that holds CoLA, SST-2, ..")
+        if name != "baseline":
+            parts[name].add_argument("--cache", help="a folder that keeps encoded rows for the next time")
+        if name != "predict":
+            parts[name].add_argument("--task", choices=["all", *TASKS], default="all")
+    for name in ("finetune", "grid"):
+        parts[name].add_argument("--save", help="a folder for the best model of each task, TASK.pt")
+        parts[name].add_argument("--mnli", help=f"where {', '.join(MNLI_FIRST)} start: MNLI.pt of --save; auto: MNLI's "
+                                 "best of this run")
+    parts["grid"].add_argument("--lrs", type=data.number(float, 0), nargs="+", default=list(LRS), help="learning rates")
+    parts["grid"].add_argument("--decays", type=data.number(float, 0), nargs="+", default=list(DECAYS),
+                               help="weight decays")
+    parts["predict"].add_argument("--checkpoint", required=True, nargs="+", help="what --save wrote: files or folders")
+    parts["predict"].add_argument("--precision", choices=["auto", *autobert.PRECISIONS], default="fp32")
+    parts["baseline"].add_argument("--small", action="store_true", help="score MRPC and QQP by accuracy")
     parts["squad"].add_argument("--train", help="official JSON, plain, .xz or .gz; without it the checkpoint must be "
                                 "one that --save wrote, whose settings then stand for the preset's")
     parts["squad"].add_argument("--dev", required=True, help="official JSON, plain, .xz or .gz")

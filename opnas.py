@@ -443,7 +443,7 @@ class Bench:
         share = tokens[tokens > 0] / tokens.sum()
         self.unigram = float(-(share * np.log(share)).sum())  # nats: what knowing only the words' frequencies gives
         self.tuning = glue.FinetuneSettings(s.epochs, s.finetune_lr, batch=s.finetune_batch, warmup=s.finetune_warmup,
-                                            n=s.n, small=s.size == "small")
+                                            n=s.n, small=s.size == "small", bucket=1)
         root = self.folder / saved["glue"] if saved["toy"] else saved["glue"]
         loaded = {task: glue.load_task(root, task, self.tokenizer, s.n) for task in s.tasks.split(",")}
         self.tasks = {task: self.cut(*parts, s.select == "train") for task, parts in loaded.items()}

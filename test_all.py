@@ -23,6 +23,8 @@ import statistics
 import subprocess
 import sys
 import time
+import tracemalloc
+import zipfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -1668,7 +1670,8 @@ def test_rows_are_split_at_tabs_and_line_feeds_only(tmp_path):
     write_rows(tmp_path / "RTE/train.tsv",
                '0\t"He said.\tYes\u2028no\x85.\tentailment', '1\ta "b"\tc"\tnot_entailment\r')
     assert glue.read_task(tmp_path, "RTE", "train") == [('"He said.', "Yes\u2028no\x85.", 0), ('a "b"', 'c"', 1)]
-    (tmp_path / "RTE/train.tsv").write_bytes(b"\xef\xbb\xbfindex\ta\tb\tlabel\r\n0\tx\ty\tentailment\r\n")
+    (tmp_path / "RTE/train.tsv").write_bytes(
+        b"\xef\xbb\xbfindex\tsentence1\tsentence2\tlabel\r\n0\tx\ty\tentailment\r\n")
     assert glue.read_task(tmp_path, "RTE", "train") == [("x", "y", 0)]
 
 
@@ -1681,33 +1684,93 @@ def test_every_task_reads_its_own_columns(toy):
     assert 0 <= first["STS-B"][2] <= 5 and glue.TASKS["MNLI"].dev == ["dev", "dev_mm"]
 
 
+STSB_HEADER = "\t".join((data.STSB + "|score").split("|"))
+QQP_HEADER = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
+
+
 @pytest.mark.parametrize("task, row, says", [
-    ("RTE", "0\tone\tentailment", "train.tsv:2"), ("RTE", "0\ta\tb\tmaybe", "train.tsv:2"),
-    ("STS-B", "0" + "\tx" * 8 + "\tnan", "train.tsv:2"), ("STS-B", "0" + "\tx" * 8 + "\t5.5", "train.tsv:2")])
+    ("RTE", "0\tone\tentailment", "3 columns, .*train.tsv:2, expected 4"),
+    ("RTE", "0\ta\tb\tx\tentailment", "5 columns, .*train.tsv:2, expected 4"),
+    ("CoLA", "gj04\t1\t\tone\ttwo", "5 columns, .*train.tsv:2, expected 4"),
+    ("QQP", "0\t1\t2\ta\tb\tc\t1", "7 columns, .*train.tsv:2, expected 6"),
+    ("RTE", "0\ta\tb\tmaybe", "'maybe', .*train.tsv:2, expected entailment or not_entailment"),
+    ("RTE", "0\ta\tb\t", "label '', .*train.tsv:2"), ("SST-2", "fine\t1 ", "'1 ', .*train.tsv:2, expected 0 or 1"),
+    *(("STS-B", "0" + "\tx" * 8 + "\t" + score, f"label '{score}', .*train.tsv:2, expected a number 0 to 5")
+      for score in ("nan", "inf", "5.5", "-0.1", "high"))])
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, task, row, says):
-    header = "\t".join("c" * (10 if task == "STS-B" else 4))
-    write_rows(tmp_path / task / "train.tsv", row, header=header)
+    headers = {"RTE": "index\tsentence1\tsentence2\tlabel", "CoLA": "gj04\t1\t\tone", "QQP": QQP_HEADER,
+               "STS-B": STSB_HEADER, "SST-2": "sentence\tlabel"}
+    write_rows(tmp_path / task / "train.tsv", row, header=headers[task])
     with pytest.raises(UserError, match=says):
         glue.read_task(tmp_path, task, "train")
 
 
-def test_a_short_qqp_training_row_is_skipped_and_counted_a_dev_row_never(tmp_path, capsys):
+@pytest.mark.parametrize("task, split, header", [
+    ("RTE", "train", "0\tA hen.\tA bird.\tentailment"), ("RTE", "dev", "index\tsentence2\tsentence1\tlabel"),
+    ("STS-B", "train", STSB_HEADER.removesuffix("\tscore")), ("QQP", "test", QQP_HEADER), ("RTE", "train", ""),
+    ("CoLA", "test", "0\tThe hen."), ("MRPC", "train", "Quality\t#1 ID\t#2 ID\t#1 String")])
+def test_another_header_is_an_error_in_line_1(tmp_path, task, split, header):
+    write_rows(tmp_path / task / f"{split}.tsv", "0\ta\tb\tentailment", header=header)
+    with pytest.raises(UserError, match=rf"header .*{split}.tsv:1, expected columns \d '"):
+        glue.read_task(tmp_path, task, split)
+
+
+def test_a_short_qqp_training_row_is_skipped_and_counted_a_dev_or_test_row_never(tmp_path, capsys):
     for split in ("train", "dev"):
-        write_rows(tmp_path / f"QQP/{split}.tsv",
-                   "0\t1\t2\ta\tb\t1", "1\t1\t2\ta", header="id\tqid1\tqid2\tq1\tq2\tdup")
+        write_rows(tmp_path / f"QQP/{split}.tsv", "0\t1\t2\ta\tb\t1", "1\t1\t2\ta", header=QQP_HEADER)
+    write_rows(tmp_path / "QQP/test.tsv", "0\ta\tb", "1\ta", header="id\tquestion1\tquestion2")
     assert glue.read_task(tmp_path, "QQP", "train") == [("a", "b", 1)]
     assert "short_rows_skipped=1" in capsys.readouterr().err
-    with pytest.raises(UserError, match="dev.tsv:3"):
-        glue.read_task(tmp_path, "QQP", "dev")
+    for split in ("dev", "test"):
+        with pytest.raises(UserError, match=f"{split}.tsv:3"):
+            glue.read_task(tmp_path, "QQP", split)
 
 
 def test_an_empty_or_missing_task_file_is_one_clear_error(tmp_path):
     write_rows(tmp_path / "RTE/train.tsv")
-    for split, says in (("train", "train.tsv"), ("dev", "dev.tsv"), ("all", "'all'")):
+    write_rows(tmp_path / "QQP/train.tsv", "0\t1\t2\ta", header=QQP_HEADER)  # none is left
+    (tmp_path / "MRPC").mkdir()
+    (tmp_path / "MRPC/dev.tsv").write_bytes(b"")
+    for task, split, says in (("RTE", "train", "0 rows, .*train.tsv:1"), ("RTE", "dev", "dev.tsv"),
+                              ("RTE", "all", "'all'"), ("QQP", "train", "0 rows, .*train.tsv:2"),
+                              ("MRPC", "dev", "0 rows, .*dev.tsv:1"), ("WNLI", "train", "'WNLI'")):
         with pytest.raises(UserError, match=says):
-            glue.read_task(tmp_path, "RTE", split)
-    with pytest.raises(UserError, match="'WNLI'"):
-        glue.read_task(tmp_path, "WNLI", "train")
+            glue.read_task(tmp_path, task, split)
+
+
+@pytest.mark.parametrize("task", ["CoLA", "MNLI", "STS-B"])
+def test_rows_are_packed_into_one_array_and_come_out_as_pack_makes_them(toy, tokenizer, task):
+    examples = glue.read_task(toy / "glue", task, "dev")
+    for n in (40, 9):
+        encoded = glue.encode_task(iter(examples), task, tokenizer, n)
+        assert encoded.rows.tokens.nbytes == 2 * sum(len(ids) for ids, _ in encoded.rows) and len(encoded.rows) == 400
+        for (a, b, label), (ids, segments), found in zip(examples, encoded.rows, encoded.labels, strict=True):
+            assert found == label and len(ids) <= n
+            expected = data.pack(tokenizer.encode(a), None if b is None else tokenizer.encode(b), n)
+            assert (ids.tolist(), segments.tolist()) == expected
+
+
+def test_encoded_rows_are_cached_and_a_stale_or_broken_cache_is_rebuilt_in_one_line(tmp_path, toy, tokenizer, capsys,
+                                                                                    monkeypatch):
+    folder, cache = shutil.copytree(toy / "glue/RTE", tmp_path / "glue/RTE").parent, tmp_path / "cache"
+
+    def load():
+        train, dev = glue.load_task(folder, "RTE", tokenizer, 40, cache)
+        parts = [([ids.tolist() for ids, _ in part.rows], part.labels.tolist()) for part in (train, dev["dev"])]
+        return parts, capsys.readouterr().err.splitlines()
+    first, said = load()
+    assert not said and sorted(p.name for p in cache.iterdir()) == ["RTE-dev-40.npz", "RTE-train-40.npz"]
+    with monkeypatch.context() as patch:
+        patch.setattr(glue, "examples_of", None)  # nothing is read again
+        assert load() == (first, [])
+    (cache / "RTE-dev-40.npz").write_bytes((cache / "RTE-dev-40.npz").read_bytes()[:-300])
+    again, said = load()
+    assert again == first and len(said) == 1 and "rebuilt=broken" in said[0]
+    with open(folder / "RTE/train.tsv", "a") as file:
+        file.write("9\tone\ttwo\tentailment\n")
+    again, said = load()
+    assert len(again[0][1]) == 1601 and again[1] == first[1] and len(said) == 1 and "rebuilt=stale" in said[0]
+    assert load() == (again, [])
 
 
 def test_finetuning_learns_repeats_itself_and_leaves_the_encoder_alone():
@@ -1728,9 +1791,312 @@ def test_finetuning_learns_repeats_itself_and_leaves_the_encoder_alone():
     assert all(torch.equal(before[name], p) for name, p in encoder.state_dict().items())
 
 
+@pytest.fixture(scope="module")
+def unequal():
+    """Rows of 4 to 31 tokens, the label is whether token 7 stands in them; and an encoder."""
+    rng = np.random.default_rng(1)
+    texts = [[7 + i % 2, *rng.integers(9, 50, rng.integers(1, 29)).tolist()] for i in range(150)]
+    rows = [tuple(map(np.int32, data.pack(text, None, 32))) for text in texts]
+    with autobert.seeded(2):
+        return glue.Encoded(rows, np.array([text[0] == 7 for text in texts], np.int64)), \
+            autobert.AutoBert(TINY, ("conv 3", BERT))
+
+
+def test_an_epoch_in_buckets_has_every_row_once_and_hardly_pads(unequal):
+    lengths = np.array([len(ids) for ids, _ in unequal[0].rows])
+    assert glue.lengths_of(unequal[0].rows).tolist() == lengths.tolist()
+    padded = {}
+    for bucket in (50, 3, 1):
+        epochs = [glue.batches_of(lengths, 8, bucket, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+        for batches in epochs:
+            assert len(batches) == 19 and sorted(np.concatenate(batches)) == list(range(150))
+            assert sorted(map(len, batches)) == [6] + [8] * 18
+        assert np.concatenate(epochs[0]).tolist() == np.concatenate(epochs[1]).tolist()
+        assert np.concatenate(epochs[0]).tolist() != np.concatenate(epochs[2]).tolist()
+        padded[bucket] = sum(len(rows) * lengths[rows].max() for rows in epochs[0]) / lengths.sum()
+    assert padded[50] < 1.1 < padded[3] < padded[1] and padded[1] > 1.5
+    firsts = [lengths[rows[0]] for rows in glue.batches_of(lengths, 8, 50, np.random.default_rng(0))]
+    assert firsts != sorted(firsts)  # short and long batches in turn
+
+
+def test_a_row_gets_the_same_output_in_any_batch(unequal):
+    (rows, labels), encoder = unequal
+    model = glue.Finetuned(encoder, 2, False).eval()
+    with torch.no_grad():
+        expected = [model(autobert.to_device(data.collate([row], 32), "cpu"))[0].numpy() for row in rows]
+    for eval_batch in (1, 7, 128):
+        found = glue.outputs_of(model, rows, glue.FinetuneSettings(eval_batch=eval_batch), "cpu")
+        np.testing.assert_allclose(np.stack(found), np.stack(expected), atol=1e-5)
+    assert np.ptp(np.stack(expected), axis=0).min() > 1e-3
+
+
+def test_the_best_evaluation_is_kept_the_earlier_on_a_tie_and_evaluating_changes_nothing(unequal, capsys):
+    train, encoder = unequal
+    settings = glue.FinetuneSettings(epochs=2, batch=16, lr=3e-3)  # 20 steps
+    best, seen = {}, []
+    for every, at in ((0, [10, 20]), (7, [7, 14, 20]), (30, [20])):
+        given, states = iter([0.5, 0.7, 0.7]), []
+
+        def judge(model):
+            states.append(copies(model.state_dict()))
+            return next(given)
+        model = glue.fit(encoder, 2, F.cross_entropy, train, replace(settings, eval_every=every), 3, "cpu", judge=judge)
+        assert re.findall(r"step=(\d+) ", capsys.readouterr().err) == [str(step) for step in at]
+        kept = states[min(1, len(at) - 1)]
+        assert all(torch.equal(kept[name], x) for name, x in model.state_dict().items())
+        seen.append(states[-1])
+    last = glue.fit(encoder, 2, F.cross_entropy, train, settings, 3, "cpu").state_dict()
+    assert all(torch.equal(state[name], x) for state in seen for name, x in last.items())
+    dev = {"dev": train._replace(labels=1 - train.labels)}  # the more it learns, the worse
+    for keep in ("best", "last"):
+        tuned = replace(settings, keep=keep, eval_every=5, epochs=3, lr=2e-2)
+        model, best[keep] = glue.train_task(encoder, "CoLA", train, dev, tuned, 3)
+        predicted = glue.predict(model, glue.TASKS["CoLA"], train.rows, tuned, "cpu")
+        assert best[keep]["matthews"] == glue.matthews(dev["dev"].labels, predicted)
+        assert glue.finetune(encoder, "CoLA", train, dev, tuned, 3) == best[keep]
+    assert best["last"]["score"] == -1.0 < 0.0 <= best["best"]["score"]
+
+
+def test_rows_without_labels_are_never_scored(toy, tokenizer):
+    test = glue.encode_task(glue.read_task(toy / "glue", "RTE", "test"), "RTE", tokenizer, 40)
+    assert set(test.labels) == {-1} and "test" not in glue.load_task(toy / "glue", "RTE", tokenizer, 40)[1]
+    with pytest.raises(ValueError, match="without labels"):
+        glue.scores(glue.TASKS["RTE"], {"dev": test}, {"dev": np.zeros(100)})
+
+
+@pytest.mark.parametrize("precision", autobert.PRECISIONS)
+def test_finetuning_works_in_every_precision(unequal, precision):
+    train, encoder = unequal
+    settings = glue.FinetuneSettings(epochs=6, lr=1e-2, precision=precision)
+    assert glue.finetune(encoder, "CoLA", train, {"dev": train}, settings)["accuracy"] > 0.8
+    numbers = train._replace(labels=train.labels * 5.0)
+    assert glue.finetune(encoder, "STS-B", numbers, {"dev": numbers}, settings)["spearman"] > 0.4
+
+
 def test_regression_is_on_fifths():
     output, y = torch.tensor([[0.5], [0.0]]), torch.tensor([5.0, 1.0], dtype=torch.float64)
     assert glue.score_loss(output, y).item() == pytest.approx(((0.5 - 1.0) ** 2 + 0.2 ** 2) / 2)
+
+
+# ---- glue.py: its commands for GLUE ----
+
+
+@pytest.fixture(scope="module")
+def few(toy, tokenizer, tmp_path_factory):
+    """A folder with glue/ (60 rows of each toy task, 20 of dev, all of test) and a checkpoint m.pt."""
+    folder = tmp_path_factory.mktemp("few")
+    for path in sorted((toy / "glue").rglob("*.tsv")):
+        lines = path.read_text().splitlines(keepends=True)
+        (folder / path.relative_to(toy)).parent.mkdir(parents=True, exist_ok=True)
+        rows = {"train": 61, "test": 101}.get(path.stem.split("_")[0], 21)
+        (folder / path.relative_to(toy)).write_text("".join(lines[:rows]))
+    config = replace(TINY, vocab=tokenizer.vocab_size, positions=40)
+    with autobert.seeded(0):
+        autobert.save_checkpoint(folder / "m.pt", autobert.Pretraining(config, ("conv 3", BERT)), tokenizer)
+    return folder
+
+
+def glue_run(folder, command, *more):
+    flags = {"predict": ["--device", "cpu"], "baseline": []}
+    glue.main([command, "--glue", str(folder / "glue"),
+               *flags.get(command, ["--device", "cpu", "--checkpoint", str(folder / "m.pt")]), *more])
+
+
+@pytest.fixture(scope="module")
+def tuned(few):
+    """`few`, after `finetune --task all`: t.tsv and save/."""
+    glue_run(few, "finetune", "--seeds", "3", "--mnli", "auto", "--save", str(few / "save"), "--out",
+             str(few / "t.tsv"), "--eval-every", "2", "--epochs", "1", "--lr", "0.01")
+    return few
+
+
+def test_finetuning_all_gives_a_table_of_nine_and_their_mean(tuned):
+    header, *rows, last = [line.split("\t") for line in (tuned / "t.tsv").read_text().splitlines()]
+    assert header == ["task", "rows", "metric", "median", "min", "max", "beside it", "majority"]
+    assert [(row[0], row[2], row[6].split(" ")[0]) for row in rows] == [
+        ("CoLA", "matthews", "accuracy"), ("SST-2", "accuracy", ""), ("MRPC", "f1", "accuracy"),
+        ("STS-B", "spearman", "pearson"), ("QQP", "f1", "accuracy"), ("MNLI-m", "accuracy", ""),
+        ("MNLI-mm", "accuracy", ""), ("QNLI", "accuracy", ""), ("RTE", "accuracy", "")]
+    assert {row[1] for row in rows} == {"20", "21"} and last[0] == "AVG"  # CoLA has no header
+    assert all(float(row[4]) <= float(row[3]) <= float(row[5]) for row in rows)
+    for column in (3, 7):
+        assert float(last[column]) == pytest.approx(np.mean([float(row[column]) for row in rows]), abs=0.11)
+
+
+def test_a_median_and_a_mean_of_fewer_say_so():
+    results = [{"f1": x, "accuracy": 1 - x, "score": x} for x in (0.2, 0.9, 0.4)]
+    dev = {"dev": glue.Encoded(None, np.zeros(7))}
+    for small, expected in ((False, ["f1", 40.0, 20.0, 90.0, "accuracy 60.0"]),
+                            (True, ["accuracy", 60.0, 10.0, 80.0, "f1 40.0"])):
+        row, = glue.table_rows("MRPC", dev, results, results[0], small)
+        assert row[:2] == ["MRPC", 7] and row[2:7] == [x if isinstance(x, str) else pytest.approx(x) for x in expected]
+    assert glue.average_row([row, row])[0] == "AVG of 2"
+
+
+def test_a_saved_model_scores_what_stands_in_the_table(tuned):
+    for name in ("MRPC", "STS-B"):
+        model, tokenizer, more = glue.load_finetuned(tuned / f"save/{name}.pt")
+        dev = glue.load_task(tuned / "glue", name, tokenizer, more["n"])[1]
+        predicted = glue.predict(model, glue.TASKS[name], dev["dev"].rows, glue.FinetuneSettings(), "cpu")
+        assert more["task"] == name and glue.scores(glue.TASKS[name], dev, {"dev": predicted}) == more["dev"]
+        row = next(line.split("\t") for line in (tuned / "t.tsv").read_text().splitlines() if line.startswith(name))
+        assert row[5] == f"{100 * more['dev']['score']:.1f}"  # the best of the seeds
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """[(task, lr, the pooler it starts from)] of each fine-tuning, which gives seed + 100 x lr as every score."""
+    seen = []
+
+    def train_task(encoder, task, train, dev, settings, seed, device):
+        seen.append((task, settings.lr, encoder.pooler.weight.clone()))
+        model = glue.Finetuned(encoder, len(glue.TASKS[task].labels or "1"), False)
+        model.encoder.pooler.weight.data += seed + settings.lr
+        metrics = [metric + split[3:] for metric in glue.TASKS[task].metrics for split in dev]
+        return model, dict.fromkeys([*metrics, "score"], seed + 100 * settings.lr)
+    monkeypatch.setattr(glue, "train_task", train_task)
+    return seen
+
+
+def test_rte_stsb_and_mrpc_start_from_the_best_mnli_model(few, tmp_path, starts):
+    pooler = autobert.load_checkpoint(few / "m.pt")[0].encoder.pooler.weight
+    glue_run(few, "finetune", "--seeds", "2", "--mnli", "auto", "--save", str(tmp_path))
+    assert len(starts) == 16 and starts[0][0] == "MNLI"
+    best = glue.load_finetuned(tmp_path / "MNLI.pt")[0].encoder.pooler.weight
+    assert torch.allclose(best, pooler + 1.001)  # of seed 1, at the toy preset's rate of 0.001
+    for task, _, start in starts:
+        assert torch.equal(start, best if task in ("RTE", "STS-B", "MRPC") else pooler), task
+    starts.clear()
+    glue_run(few, "finetune", "--task", "RTE", "--mnli", str(tmp_path / "MNLI.pt"))
+    glue_run(few, "finetune", "--task", "QNLI", "--mnli", str(tmp_path / "MNLI.pt"))
+    glue_run(few, "finetune", "--task", "RTE")
+    assert [torch.equal(start, best) for _, _, start in starts] == [True, False, False]
+    for wrong in (tmp_path / "RTE.pt", few / "m.pt"):
+        with pytest.raises(UserError, match="RTE, expected MNLI|not fine-tuned"):
+            glue_run(few, "finetune", "--task", "RTE", "--mnli", str(wrong))
+
+
+def test_a_grid_is_methods_and_finished_runs_are_not_repeated(few, tmp_path, starts, capsys):
+    out = tmp_path / "grid.tsv"
+    flags = ["--mnli", "auto", "--save", str(tmp_path / "save"), "--out", str(out)]
+    glue_run(few, "grid", *flags)
+    rates = [1e-5, 1.5e-5, 2e-5, 3e-5, 4e-5, 5e-5]
+    assert [lr for task, lr, _ in starts if task == "RTE"] == [lr for lr in rates for _ in range(2)]
+    assert len(starts) == 8 * 12 and len(out.read_text().splitlines()) == 8 * 12 + 1
+    assert len(re.findall("  best$", capsys.readouterr().out, re.M)) == 8
+    best = glue.load_finetuned(tmp_path / "save/MNLI.pt")[0].encoder.pooler.weight
+    first, before = autobert.load_checkpoint(few / "m.pt")[0].encoder.pooler.weight, out.read_text()
+    assert torch.allclose(best - first, torch.tensor(5e-5), atol=1e-7)
+    for more, runs in (([], 0), (["--epochs", "2", "--task", "QNLI"], 12),
+                       (["--task", "SST-2", "--lrs", "2e-5", "7"], 2)):
+        starts.clear()
+        glue_run(few, "grid", *(flags[2:] if more else flags), *more)
+        assert len(starts) == runs and out.read_text().startswith(before)
+    (tmp_path / "save/RTE.pt").unlink()  # what was not kept is done again
+    starts.clear()
+    glue_run(few, "grid", *flags)
+    assert [task for task, _, _ in starts if task != "QNLI"] == ["RTE"] * 12
+    out.write_text(before.replace("CoLA\t1e-05", "CoLA\tten"))
+    with pytest.raises(UserError, match="grid.tsv:14: |grid.tsv:14,"):
+        glue_run(few, "grid", *flags)
+
+
+def test_a_cell_that_diverges_does_not_end_the_grid(few, tmp_path, capsys):
+    flags = ["--task", "RTE", "--epochs", "1", "--decays", "0", "--lrs", "1e30", "1e-3", "--out", str(tmp_path / "g")]
+    for steps in (True, False):
+        glue_run(few, "grid", *flags)
+        said = capsys.readouterr()
+        assert re.search(r"^1e\+30 +0 +-inf +-inf +-inf$", said.out, re.M)
+        assert re.search(r"^0\.001 .* best$", said.out, re.M) and ("step=" in said.err) is steps
+    with pytest.raises(UserError, match="smaller --lr"):
+        glue_run(few, "finetune", "--task", "RTE", "--lr", "1e30")
+
+
+def test_size_small_reports_accuracy_for_mrpc_and_qqp(few, tokenizer, tmp_path, starts, capsys):
+    config = replace(autobert.SIZES["small"], vocab=tokenizer.vocab_size)
+    model = autobert.Pretraining(config, autobert.BACKBONES["conv-only"])
+    autobert.save_checkpoint(tmp_path / "small.pt", model, tokenizer)
+    small = ["--checkpoint", str(tmp_path / "small.pt")]
+    for flags, metric in ((small, "accuracy"), ([], "f1"), (["--small"], "accuracy"), ([*small, "--no-small"], "f1")):
+        glue_run(few, "finetune", "--task", "MRPC", *flags)
+        assert capsys.readouterr().out.splitlines()[-2].split()[2] == metric
+
+
+def test_leaderboard_files_have_a_row_for_every_row_of_test_and_lie_flat_in_one_zip(tuned, tmp_path, capsys):
+    for _ in range(2):
+        glue_run(tuned, "predict", "--checkpoint", str(tuned / "save"), "--out", str(tmp_path / "sub"))
+        archive = (tmp_path / "sub/submission.zip").read_bytes()
+    assert "WNLI.tsv, AX.tsv" in capsys.readouterr().out
+    names = ["CoLA", "MNLI-m", "MNLI-mm", "MRPC", "QNLI", "QQP", "RTE", "SST-2", "STS-B"]
+    assert sorted(p.stem for p in (tmp_path / "sub").glob("*.tsv")) == names
+    with zipfile.ZipFile(tmp_path / "sub/submission.zip") as packed:
+        assert sorted(packed.namelist()) == [f"{name}.tsv" for name in names] and packed.testzip() is None
+        assert all(packed.read(f"{name}.tsv") == (tmp_path / f"sub/{name}.tsv").read_bytes() for name in names)
+    for name in names:
+        header, *rows = [line.split("\t") for line in (tmp_path / f"sub/{name}.tsv").read_text().splitlines()]
+        assert header == ["index", "prediction"] and [row[0] for row in rows] == [str(i) for i in range(100)]
+        labels = glue.TASKS[name.removesuffix("-mm").removesuffix("-m")].labels
+        assert {text for _, text in rows} <= set(labels) if labels else all(
+            re.fullmatch(r"[0-5]\.\d{3}", text) and float(text) <= 5 for _, text in rows)
+    glue_run(tuned, "predict", "--checkpoint", str(tuned / "save"), "--out", str(tmp_path / "again"))
+    assert (tmp_path / "again/submission.zip").read_bytes() == archive
+
+
+def test_stsb_predictions_are_clipped_and_a_short_test_row_is_an_error(tuned, tmp_path, monkeypatch):
+    monkeypatch.setattr(glue, "predict", lambda *_: np.linspace(-1, 6, 100))
+    files = glue.submission([tuned / "save/STS-B.pt"], tuned / "glue", glue.FinetuneSettings(), "cpu")
+    said = [line.split("\t")[1] for line in files["STS-B.tsv"].splitlines()[1:]]
+    assert said[0] == "0.000" and said[-1] == "5.000" and said[50] == "2.535"
+    folder = shutil.copytree(tuned / "glue", tmp_path / "glue")
+    with open(folder / "QQP/test.tsv", "a") as file:
+        file.write("100\tWhat?\n")
+    with pytest.raises(UserError, match="2 columns, .*QQP/test.tsv:102, expected 3"):
+        glue.submission([tuned / "save/QQP.pt"], folder, glue.FinetuneSettings(), "cpu")
+    with pytest.raises(UserError, match="of STS-B, too"):
+        glue.submission([tuned / "save/STS-B.pt"] * 2, tuned / "glue", glue.FinetuneSettings(), "cpu")
+    with pytest.raises(UserError, match="m.pt.*not fine-tuned"):
+        glue_run(tuned, "predict", "--checkpoint", str(tuned / "m.pt"), "--out", str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_glue_takes_a_winner_and_a_child_of_the_super_net(finished, few, tmp_path, capsys):
+    supernet.main(["autobert-zero", "--run", str(finished[0]), "--out", str(tmp_path / "child.pt")])
+    for checkpoint in (finished[0] / "best.pt", tmp_path / "child.pt"):
+        flags = ["--epochs", "1", "--checkpoint", str(checkpoint), "--save", str(tmp_path)]
+        glue_run(few, "finetune", "--task", "RTE", *flags)
+        assert re.search(r"^RTE +20 +accuracy", capsys.readouterr().out, re.M)
+        assert glue.load_finetuned(tmp_path / "RTE.pt")[0].encoder.config.layers == 4
+
+
+def test_encoding_holds_few_texts_at_a_time(tmp_path, tokenizer):
+    peaks, sizes = [], []
+    for rows in (8000, 24000):
+        write_rows(tmp_path / "RTE/train.tsv", *(f"{i}\tThe hens are neat.\tA hen {i} is neat.\tentailment"
+                                                for i in range(rows)), header="index\tsentence1\tsentence2\tlabel")
+        tracemalloc.start()
+        encoded = glue.load_split(tmp_path, "RTE", "train", tokenizer, 40)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        sizes.append(sum(x.nbytes for x in (*vars(encoded.rows).values(), encoded.labels)))
+    assert peaks[1] - peaks[0] < 2.2 * (sizes[1] - sizes[0])  # parts, and the array they are put together in
+
+
+@pytest.mark.parametrize("task", ["SST-2", "RTE", "STS-B"])
+def test_the_linear_baseline_learns_what_words_tell_and_repeats_itself(task):
+    rng, rows = np.random.default_rng(0), []
+    for _ in range(300):
+        label, words = int(rng.integers(2)), [f"w{i}" for i in rng.integers(0, 40, 12)]
+        a, b = words[:6], words[:6] if label else words[6:]
+        rows.append((" ".join([*a, ("bad", "good")[label]]), None, label) if task == "SST-2" else
+                    (" ".join(a), " ".join(b), label * 5.0 if task == "STS-B" else label))
+    found = [glue.bag_of_words(task, rows[:200], {"dev": rows[200:]}, seed=3, epochs=40) for _ in range(2)]
+    assert found[0] == found[1] and found[0]["score"] > (0.7 if task == "STS-B" else 0.95)
+
+
+def test_the_baseline_command_prints_the_same_table(few, capsys):
+    glue_run(few, "baseline", "--task", "MNLI", "--seeds", "2")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines] == ["task", "MNLI-m", "MNLI-mm", "AVG"] and len(lines[1]) == 7
 
 
 # ---- glue.py: SQuAD ----
@@ -3271,6 +3637,16 @@ def test_sharing_without_a_finished_search_is_one_clear_error(finished, tmp_path
     ("data.py prepare --corpus {toy}/held-out.txt --out {here}/one.txt/c", "one.txt"),
     ("glue.py finetune --checkpoint {here}/one.txt --glue {toy}/glue", "one.txt"),
     ("glue.py finetune --checkpoint {here}/none.pt --glue {toy}/glue", "none.pt"),
+    ("glue.py finetune --checkpoint {here}/none.pt --glue {toy}/glue --eval-every 0", "--eval-every: '0'"),
+    ("glue.py finetune --checkpoint {here}/none.pt --glue {toy}/glue --precision fp16", "'fp16'"),
+    ("glue.py finetune --checkpoint {here}/none.pt --glue {toy}/glue --task RTE --mnli auto", "--task all"),
+    ("glue.py grid --checkpoint {here}/none.pt --glue {toy}/glue --out {here}/one.txt", "one.txt:1, expected"),
+    ("glue.py grid --checkpoint {here}/none.pt --glue {toy}/glue --out {here}/new --mnli auto", "--save"),
+    ("glue.py grid --checkpoint {here}/none.pt --glue {toy}/glue --lrs x", "--lrs: 'x'"),
+    ("glue.py predict --checkpoint {here} --glue {toy}/glue --out {here}/new", "no .pt file"),
+    ("glue.py predict --checkpoint {here}/one.txt --glue {toy}/glue --out {here}/new", "one.txt"),
+    ("glue.py predict --checkpoint m.pt --glue {toy}/glue --out {here}/one.txt", "one.txt': a file"),
+    ("glue.py baseline --glue {here} --task RTE", "RTE/train.tsv: no such file"),
     ("glue.py squad --checkpoint x --train {here}/foreign.json --dev {here}/foreign.json", "foreign.json"),
     ("glue.py squad --dev {toy}/squad/dev-v1.1.json", "--checkpoint: expected"),
     ("glue.py squad --check --tokenizer {here}/one.txt --dev {toy}/squad/dev-v2.0.json", "expected a v1.1 file"),
