@@ -837,17 +837,15 @@ def matmul_peak(precision, device):
 
 def contenders(what, config, n, rows, steps, args, device):
     """The rows of one table: the peer's, if there is one, and each backbone's, in every precision."""
-    batches, peer, d, e = OneBatch(config, n, rows, args.seed), args.peer, config.hidden, config.embedding
-    models = {args.peer.__name__: ("bert", lambda _: peer_turns(what, peer, config, batches, steps, device))} if peer else {}
-    models |= {name: (name, lambda backbone: our_turns(what, config, backbone, batches, steps, device))
-               for name in args.backbone}
-    found = []
-    for name, (backbone, build) in models.items():
-        genes = load_backbone(backbone, config.layers)
+    batches, d, e, found = OneBatch(config, n, rows, args.seed), config.hidden, config.embedding, []
+    for name in [args.peer.__name__] * bool(args.peer) + args.backbone:
+        theirs = args.peer and name == args.peer.__name__
+        genes = load_backbone("bert" if theirs else name, config.layers)
         flops = rows * sum(count_flops(config, genes, n)["layers"]) + 2 * rows * n * e * d * (e != d)
         if what == "train":  # and the heads; and twice as much backward
             flops = 3 * (flops + 2 * rows * d * d + len(batches.arrays["targets"]) * 2 * e * (d + config.vocab))
-        model, turn_at = build(genes)
+        model, turn_at = (peer_turns(what, args.peer, config, batches, steps, device) if theirs else
+                          our_turns(what, config, genes, batches, steps, device))
         for precision in args.precision:
             turn = turn_at(precision)
             found.append(Contender(name, precision, turn, flops, peak_memory(turn, model, what == "train", device)))
