@@ -700,20 +700,20 @@ def from_content(content, path, device="cpu", build=Pretraining):
 
 # ---- Speed ----
 
-# A size, its tokens a sequence and its batch. A peer's embeddings are as wide as its hidden states: ours are here, too
-BENCH = {"mini": (replace(SIZES["mini"], vocab=4000, dropout=0.1), 64, 32),
-         "small": (replace(SIZES["small"], embedding=256), 128, 16), "base": (SIZES["base"], 128, 8),
-         "large": (SIZES["large"], 128, 8)}
+# A size, its tokens a sequence, its batch, and steps of a turn, for what a loop keeps from one to the next. A peer's
+# embeddings are as wide as its hidden states: ours are here, too
+BENCH = {"mini": (replace(SIZES["mini"], vocab=4000, dropout=0.1), 64, 32, 20),
+         "small": (replace(SIZES["small"], embedding=256), 128, 16, 6), "base": (SIZES["base"], 128, 8, 4),
+         "large": (SIZES["large"], 128, 8, 2)}
 PRECISIONS = ("fp32", "medium", "bf16")
 PEER = ("BertConfig", "BertForPreTraining", "BertTokenizerFast", "DataCollatorForLanguageModeling")  # of a package
-STEPS = 4  # of a turn, for what a loop keeps from step to step
 BENCH_COLUMNS = ("size", "what", "n", "batch", "model", "precision", "ms", "tokens_per_s", "of_peak", "memory_MB",
                  "to_peer_fp32", "low", "high", "to_peer_same", "to_bert_same")
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A row of the bench. turn(): STEPS training steps or inferences; flops: of products that one cannot do without."""
+    """A row of the bench. turn(): some training steps or inferences; flops: of products that one cannot do without."""
     name: str
     precision: str
     turn: object
@@ -740,11 +740,11 @@ class OneBatch:
         return self.arrays
 
 
-def our_turns(what, config, backbone, batches, device):
+def our_turns(what, config, backbone, batches, steps, device):
     """(model, precision -> turn) of a backbone: `pretrain` itself, or the encoder without gradients."""
     model = Pretraining(config, backbone).to(device)
     if what == "train":
-        optimizer, some = make_optimizer(model, 1e-4, 0.01), PretrainSettings(steps=STEPS, lr=1e-4)
+        optimizer, some = make_optimizer(model, 1e-4, 0.01), PretrainSettings(steps=steps, lr=1e-4)
         return model, lambda precision: lambda: pretrain(model, batches, replace(some, precision=precision), device,
                                                          due=lambda step: False, optimizer=optimizer)
     batch = to_device(batches.arrays, device)
@@ -752,14 +752,14 @@ def our_turns(what, config, backbone, batches, device):
     @torch.no_grad()
     def infer(precision):
         with matmul_precision(precision), kept_memory():
-            for _ in range(STEPS):
+            for _ in range(steps):
                 with autocast(device, precision):
                     model.eval().encoder(batch["ids"], batch["segments"], batch["mask"])
 
     return model, lambda precision: lambda: infer(precision)
 
 
-def peer_turns(what, peer, config, batches, device):
+def peer_turns(what, peer, config, batches, steps, device):
     """our_turns of the BertForPreTraining in the package `peer`, as its users find it but for fused AdamW."""
     model = peer.BertForPreTraining(peer.BertConfig(
         vocab_size=config.vocab, hidden_size=config.hidden, num_hidden_layers=config.layers,
@@ -771,7 +771,7 @@ def peer_turns(what, peer, config, batches, device):
     labels.view(-1)[batch["positions"]] = batch["targets"]
 
     def train(precision):
-        for _ in range(STEPS):
+        for _ in range(steps):
             with autocast(device, precision):
                 loss = model.train()(**inputs, labels=labels, next_sentence_label=batch["next"]).loss
             loss.backward()
@@ -781,7 +781,7 @@ def peer_turns(what, peer, config, batches, device):
 
     @torch.no_grad()
     def infer(precision):
-        for _ in range(STEPS):
+        for _ in range(steps):
             with autocast(device, precision):
                 model.eval().bert(**inputs)
 
@@ -835,19 +835,17 @@ def matmul_peak(precision, device):
         return 2 * size**3 / min(clock(lambda: a @ a, device) for _ in range(10))
 
 
-def contenders(what, config, n, rows, args, device):
+def contenders(what, config, n, rows, steps, args, device):
     """The rows of one table: the peer's, if there is one, and each backbone's, in every precision."""
-    batches, peer, d, e = OneBatch(config, n, rows, args.seed), args.peer, config.hidden, config.embedding
-    models = {args.peer.__name__: ("bert", lambda _: peer_turns(what, peer, config, batches, device))} if peer else {}
-    models |= {name: (name, lambda backbone: our_turns(what, config, backbone, batches, device))
-               for name in args.backbone}
-    found = []
-    for name, (backbone, build) in models.items():
-        genes = load_backbone(backbone, config.layers)
+    batches, d, e, found = OneBatch(config, n, rows, args.seed), config.hidden, config.embedding, []
+    for name in [args.peer.__name__] * bool(args.peer) + args.backbone:
+        theirs = args.peer and name == args.peer.__name__
+        genes = load_backbone("bert" if theirs else name, config.layers)
         flops = rows * sum(count_flops(config, genes, n)["layers"]) + 2 * rows * n * e * d * (e != d)
         if what == "train":  # and the heads; and twice as much backward
             flops = 3 * (flops + 2 * rows * d * d + len(batches.arrays["targets"]) * 2 * e * (d + config.vocab))
-        model, turn_at = build(genes)
+        model, turn_at = (peer_turns(what, args.peer, config, batches, steps, device) if theirs else
+                          our_turns(what, config, genes, batches, steps, device))
         for precision in args.precision:
             turn = turn_at(precision)
             found.append(Contender(name, precision, turn, flops, peak_memory(turn, model, what == "train", device)))
@@ -861,21 +859,21 @@ def compared(times, row, other):
 
 def race(what, size, args, device, peaks):
     """Run the contenders of one size in turns and print their table; yield its rows of BENCH_COLUMNS."""
-    config, n, rows = BENCH[size]
+    config, n, rows, steps = BENCH[size]
     n, rows = args.n or n, args.batch or (32 if what == "infer" else rows)
     config = replace(config, positions=max(n, config.positions), fast=args.fast)
-    rivals = contenders(what, config, n, rows, args, device)
+    rivals = contenders(what, config, n, rows, steps, args, device)
     times = {(row.name, row.precision): [] for row in rivals}
     for _ in range(args.turns):
         for row in rivals:
             times[row.name, row.precision].append(clock(row.turn, device))
     print(f"\n{'training step' if what == 'train' else 'inference, encoder'}, {size}: "
           f"{config.layers} x {config.hidden}, n {n}, batch {rows}, vocabulary {config.vocab:,}, "
-          f"dropout {config.dropout}; {args.turns} turns of {STEPS}")
+          f"dropout {config.dropout}; {args.turns} turns of {steps}")
     print(f"  {'':24s}{'ms':>9s}{'tokens/s':>10s}{'of peak':>9s}{'memory':>9s}   to peer's fp32  same  to bert")
     peer = args.peer and args.peer.__name__
     for row in rivals:
-        seconds, tokens = np.median(times[row.name, row.precision]) / STEPS, n * rows
+        seconds, tokens = np.median(times[row.name, row.precision]) / steps, n * rows
         share = row.flops / seconds / peaks[row.precision]
         key = row.name, row.precision
         first, same, bert = (compared(times, key, other) for other in (
