@@ -838,7 +838,7 @@ def matmul_peak(precision, device):
 def contenders(what, config, n, rows, steps, args, device):
     """The rows of one table: the peer's, if there is one, and each backbone's, in every precision."""
     batches, d, e, found = OneBatch(config, n, rows, args.seed), config.hidden, config.embedding, []
-    for name in [args.peer.__name__] * bool(args.peer) + args.backbone:
+    for name in ([args.peer.__name__] if args.peer else []) + args.backbone:
         theirs = args.peer and name == args.peer.__name__
         genes = load_backbone("bert" if theirs else name, config.layers)
         flops = rows * sum(count_flops(config, genes, n)["layers"]) + 2 * rows * n * e * d * (e != d)

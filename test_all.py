@@ -2671,6 +2671,16 @@ def test_the_bench_races_with_a_peer_and_says_what_it_takes(tmp_path, capsys, mo
     assert "to peer's fp32" in printed and "the peer's collator" in printed
 
 
+def test_the_bench_needs_no_peer(capsys):
+    autobert.main("bench --size mini --what infer --turns 1 --batch 2 --n 8 --precision fp32 --device cpu".split())
+    table = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  bert ")]
+    assert len(table) == 1 and table[0][:2] == ["bert", "fp32"] and table[0][-1] == "1.00"
+    with pytest.raises(UserError, match="--peer 'no_such_package': cannot be imported"):
+        autobert.main(["bench", "--peer", "no_such_package"])
+    with pytest.raises(UserError, match="--peer 'os': has no BertConfig"):
+        autobert.main(["bench", "--peer", "os"])
+
+
 def test_a_peers_turn_is_set_against_the_same_turn_of_ours():
     times = {("us", "fp32"): [1.0, 2.0, 4.0], ("peer", "fp32"): [3.0, 4.0, 20.0]}
     assert list(autobert.compared(times, ("us", "fp32"), ("peer", "fp32"))) == [2.5, 3.0, 4.0]  # of 3, 2, 5
