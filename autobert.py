@@ -18,6 +18,7 @@ Read after ops.py and data.py; then supernet.py or glue.py.
 import argparse
 import contextlib
 import ctypes
+import fcntl
 import html
 import importlib
 import json
@@ -1366,13 +1367,15 @@ class Run:
         self.log_every = max(1, settings.steps // 100)
 
     def begin(self):
-        """Print what it goes by, and begin its records or cut off those behind the checkpoint."""
+        """Print what it goes by, and begin its records or cut off those behind the checkpoint; they are locked."""
+        if self.table.exists():
+            lock(self.table).close()
         print(json.dumps(self.options), flush=True)
         data.sweep(Path(self.out))
         rows = read_records(self.table) if self.first and self.table.exists() else []
         data.write_beside(self.table, "\t".join(COLUMNS) + "\n" + "".join(
             "\t".join(row.values()) + "\n" for row in rows if int(row["step"]) <= self.first))
-        self.start, self.seen = time.time(), (self.first, time.time())
+        self.lock, self.start, self.seen = lock(self.table), time.time(), (self.first, time.time())
 
     def due(self, step):
         """Whether `report` has something to do behind a step; always behind the first."""
@@ -1417,6 +1420,17 @@ class Run:
             {"training MLM": curve(rows, "mlm"), "held-out MLM": curve(rows, "held_mlm")}))
 
 
+def lock(path):
+    """The file, open and locked until it is closed; UserError if another process has locked it."""
+    file = open(path, "rb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+    except BlockingIOError:
+        file.close()
+        raise UserError(f"{path}: another process is at work on this run") from None
+
+
 def span(seconds):
     """A time in words. Example: 192 -> "3m12s"; 7260 -> "2h01m"; 8 -> "8s" """
     minutes, seconds = divmod(round(seconds), 60)
@@ -1449,6 +1463,9 @@ def train(args):
         if not rank or "by peer" not in str(error):
             raise
         sys.exit()
+    finally:
+        if rank == 0:
+            run.lock.close()
     if rank == 0:
         print(f"wrote {run.out}")
     if processes > 1:

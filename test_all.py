@@ -2881,6 +2881,8 @@ def test_what_cannot_be_resumed_is_one_clear_error(pretrained, toy, tmp_path, mo
         autobert.save_tensors("changed.pt", content)
         with pytest.raises(UserError, match="changed.pt': (not written by|its moments|the corpus)"):
             autobert.main(["pretrain", "--resume", "changed.pt"])
+    with autobert.lock("model.tsv"), pytest.raises(UserError, match="model.tsv: another process is at work"):
+        autobert.main(["pretrain", "--resume", "model.pt"])
     assert (Path("model.pt").read_bytes(), Path("model.tsv").read_bytes()) == (whole, rows)
 
 
