@@ -47,6 +47,7 @@ from data import UserError
 
 torch.set_num_threads(1)
 HERE = Path(__file__).resolve().parent
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and theirs, ignore it
 SCRIPTS = {module.__name__: module for module in (ops, data, autobert, supernet, glue, opnas)}
 TINY = autobert.ModelConfig(2, 16, 2, 16, vocab=50, positions=32, dropout=0.0, init_std=0.2)
 BERT = ops.ATTENTIONS["bert"]
