@@ -871,7 +871,8 @@ def race(what, size, args, device, peaks):
     print(f"\n{'training step' if what == 'train' else 'inference, encoder'}, {size}: "
           f"{config.layers} x {config.hidden}, n {n}, batch {rows}, vocabulary {config.vocab:,}, "
           f"dropout {config.dropout}; {args.turns} turns of {steps}")
-    print(f"  {'':24s}{'ms':>9s}{'tokens/s':>10s}{'of peak':>9s}{'memory':>9s}   to peer's fp32  same  to bert")
+    print(f"  {'':24s}{'ms':>9s}{'tokens/s':>10s}{'of peak':>9s}{'memory':>9s}"
+          + "   to peer's fp32  same" * bool(args.peer) + "  to bert")
     peer = args.peer and args.peer.__name__
     for row in rivals:
         seconds, tokens = np.median(times[row.name, row.precision]) / steps, n * rows
@@ -879,10 +880,11 @@ def race(what, size, args, device, peaks):
         key = row.name, row.precision
         first, same, bert = (compared(times, key, other) for other in (
             (peer, "fp32"), (peer, row.precision), ("bert", row.precision)))
-        cells = [f"{first[1]:5.2f} ({first[0]:.2f}-{first[2]:.2f})" if first is not None else ""]
+        cells = [f"   {first[1]:5.2f} ({first[0]:.2f}-{first[2]:.2f})" if first is not None else ""]
         cells += [f"{r[1]:.2f}" if r is not None else "" for r in (same, bert)]
         print(f"  {row.name:14s} {row.precision:9s}{1e3 * seconds:9.1f}{tokens / seconds:10,.0f}{share:9.0%}"
-              f"{row.memory / 1e6:6,.0f} MB   {cells[0]:15s}{cells[1]:>6s}{cells[2]:>10s}", flush=True)
+              f"{row.memory / 1e6:6,.0f} MB" + f"{cells[0]:18s}{cells[1]:>6s}" * bool(args.peer)
+              + f"{cells[2]:>{10 if args.peer else 9}s}", flush=True)
         numbers = (1e3 * seconds, tokens / seconds, share, row.memory / 1e6,
                    *(first[[1, 0, 2]] if first is not None else [math.nan] * 3),
                    *(r[1] if r is not None else math.nan for r in (same, bert)))
@@ -1263,8 +1265,8 @@ def resolve(asked, device):
         raise UserError(f"--accumulate {s.accumulate} does not divide --batch {s.batch}")
     return {**asdict(s), "size": asked["size"], "name": asked["init"] or asked["backbone"] or PUBLISHED,
             "corpus": [os.path.abspath(path) for path in asked["corpus"]],
-            "eval_every": asked.get("eval_every", max(1, s.steps // 20)),
-            "save_every": asked.get("save_every", max(1, min(2000, s.steps // 10)))}
+            "eval_every": asked.get("eval_every", max(100, s.steps // 20)),
+            "save_every": asked.get("save_every", max(100, min(2000, s.steps // 10)))}
 
 
 def resumed(path, given):
@@ -1491,8 +1493,8 @@ def add_pretrain(commands):
         usual = usual if len(set(values.values())) > 1 else values["toy"]
         more = "pieces a process takes a batch in, to save memory; " if name == "accumulate" else ""
         two.add_argument(f"--{name}", type=kind, help=f"{more}default: {usual}")
-    for name, what in (("save", "the checkpoint and curve are written; default: a tenth of all, at most 2,000"),
-                       ("eval", "held-out loss is measured; default: a twentieth of all")):
+    for name, what in (("save", "the checkpoint and curve are written; default: a tenth of all, 100 to 2,000"),
+                       ("eval", "held-out loss is measured; default: a twentieth of all, at least 100")):
         two.add_argument(f"--{name}-every", type=data.number(int, 1, data.SEEDS), help=f"steps after which {what}")
     two.add_argument("--precision", choices=("auto", "fp32", "medium", "bf16"),
                      help="default: auto, bf16 (autocast) on CUDA and fp32 on CPU; medium: fp32, products may be bf16")
@@ -1513,10 +1515,12 @@ def add_bench(commands):
                                description="Measure training steps and inference in turns in one process. `to peer's "
                                "fp32`: median and quartiles over turns of how many times as fast as the peer's in "
                                "fp32; `same`: in the same precision; `to bert`: as our own bert in the same precision.")
-    five.add_argument("--size", nargs="+", choices=BENCH, default=["mini", "small"])
-    five.add_argument("--what", nargs="+", choices=("train", "infer"), default=["train", "infer"])
+    five.add_argument("--size", nargs="+", choices=BENCH, default=["mini", "small"],
+                      help="with shapes of the bench's own, which it prints")
+    five.add_argument("--what", nargs="+", choices=("train", "infer"), default=["train", "infer"],
+                      help="training steps, and the encoder alone")
     five.add_argument("--backbone", nargs="+", default=["bert", "autobert-zero"], help="names or backbone files")
-    five.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    five.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="as for pretrain")
     five.add_argument("--n", type=data.number(int, 8, 10**5), help="tokens a sequence; default: 64 (mini), 128")
     five.add_argument("--batch", type=data.number(int, 1, 10**6), help="default: 32 (mini), 16, 8; inference 32")
     five.add_argument("--turns", type=data.number(int, 1, 10**5), default=5, help="of each, after two to warm up")
@@ -1524,7 +1528,7 @@ def add_bench(commands):
     five.add_argument("--fast", choices=("auto", "always", "never"), default="auto", help="as for pretrain")
     five.add_argument("--threads", type=data.number(int, 1, 1024), help="of the CPU; default: torch's")
     five.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    five.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0)
+    five.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="of the random batch")
     five.add_argument("--out", help="write the table as TSV, too")
     five.set_defaults(run=bench)
 
@@ -1542,15 +1546,15 @@ def main(argv=None):
     three = commands.add_parser("export", help="weights, settings and reference vectors for a port")
     three.add_argument("--checkpoint", help="what pretrain or a search wrote; without it random weights of:")
     three.add_argument("--backbone", default="autobert-zero", help="a name or a backbone file")
-    three.add_argument("--size", choices=SIZES, default="toy")
+    three.add_argument("--size", choices=SIZES, default="toy", help="of the model with random weights")
     three.add_argument("--vocab", type=data.number(int, 6, 10**7), help="default: the size's")
-    three.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0)
+    three.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="of weights and test inputs")
     three.add_argument("--out", default="export", help="a new folder")
     three.set_defaults(run=export)
     four = commands.add_parser("draw", help="a backbone, or losses of pre-trainings, as an SVG picture")
     four.add_argument("--backbone", default="autobert-zero", help="a name or a backbone file")
     four.add_argument("--records", nargs="+", help=".tsv files of pretrain: held-out losses in one picture instead")
-    four.add_argument("--out", default="backbone.svg")
+    four.add_argument("--out", default="backbone.svg", help="the picture")
     four.set_defaults(run=draw)
     add_pretrain(commands)
     add_bench(commands)

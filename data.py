@@ -289,7 +289,7 @@ class Tokenizer:
         except (RuntimeError, OSError, ValueError) as error:
             if not failed:
                 reason = str(error).split("] ")[-1].split(" Increase")[0].strip() or "not to be had from this text"
-                raise UserError(f"vocabulary of {vocab}: {reason}") from None
+                raise UserError(f"--vocab: a vocabulary of {vocab}: {reason}") from None
         if failed:
             raise failed[0]
         return cls(model.getvalue())

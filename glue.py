@@ -1272,6 +1272,22 @@ def setting_flags(parser, name):
                                 help=_HELP.get(f.name, "instead of the preset's"))
 
 
+def squad_flags(parser):
+    """The options that only `squad` has."""
+    parser.add_argument("--train", help="official JSON, plain, .xz or .gz; without it the checkpoint must be "
+                                "one that --save wrote, whose settings then stand for the preset's")
+    parser.add_argument("--dev", required=True, help="official JSON, plain, .xz or .gz")
+    for flag, what in (("v2", "the files are v2.0: a question may have no answer"),
+                       ("check", "no model: feed in the gold spans, show which answers come back and which do not")):
+        parser.add_argument("--" + flag, action="store_true", help=what)
+    for flag, what in (("tokenizer", "a tokenizer.model, for --check without a checkpoint"),
+                       ("save", "a checkpoint to write, with the fine-tuned weights and head"),
+                       ("predictions", "JSON to write, as the official scorers take it: id -> text, at tau = 0"),
+                       ("null-odds", "JSON to write, for the v2.0 scorer: id -> null score - best span's"),
+                       ("nbest", f"JSON to write: id -> the {NBEST} best texts")):
+        parser.add_argument("--" + flag, help=what)
+
+
 def main(argv=None):
     """The command line; see --help."""
     parser = data.Parser(description=__doc__.splitlines()[0])
@@ -1292,36 +1308,28 @@ def main(argv=None):
     for name in ("finetune", "grid", "squad"):
         parts[name].add_argument("--checkpoint", required=name != "squad",
                                  help="what autobert.py pretrain, a search or supernet.py wrote")
-        parts[name].add_argument("--preset", choices=list(PRESETS), default="toy")
+        parts[name].add_argument("--preset", choices=list(PRESETS), default="toy",
+                                 help="settings for the toy size or the paper's sizes; single ones can be given below")
         setting_flags(parts[name], name)
     for name in ("finetune", "grid", "predict", "baseline"):
         parts[name].add_argument("--glue", required=True, help="the folder that holds CoLA, SST-2, ..")
         if name != "baseline":
             parts[name].add_argument("--cache", help="a folder that keeps encoded rows for the next time")
         if name != "predict":
-            parts[name].add_argument("--task", choices=["all", *TASKS], default="all")
+            parts[name].add_argument("--task", choices=["all", *TASKS], default="all", help="one or all eight")
     for name in ("finetune", "grid"):
         parts[name].add_argument("--save", help="a folder for the best model of each task, TASK.pt")
         parts[name].add_argument("--mnli", help=f"where {', '.join(MNLI_FIRST)} start: MNLI.pt of --save; auto: MNLI's "
                                  "best of this run")
-    parts["grid"].add_argument("--lrs", type=data.number(float, 0), nargs="+", default=list(LRS), help="learning rates")
+    parts["grid"].add_argument("--lrs", type=data.number(float, 0), nargs="+", default=list(LRS),
+                               help="learning rates; the default are the paper's, for its sizes")
     parts["grid"].add_argument("--decays", type=data.number(float, 0), nargs="+", default=list(DECAYS),
                                help="weight decays")
     parts["predict"].add_argument("--checkpoint", required=True, nargs="+", help="what --save wrote: files or folders")
-    parts["predict"].add_argument("--precision", choices=["auto", *autobert.PRECISIONS], default="fp32")
+    parts["predict"].add_argument("--precision", choices=["auto", *autobert.PRECISIONS], default="fp32",
+                                  help="as for autobert.py pretrain")
     parts["baseline"].add_argument("--small", action="store_true", help="score MRPC and QQP by accuracy")
-    parts["squad"].add_argument("--train", help="official JSON, plain, .xz or .gz; without it the checkpoint must be "
-                                "one that --save wrote, whose settings then stand for the preset's")
-    parts["squad"].add_argument("--dev", required=True, help="official JSON, plain, .xz or .gz")
-    for flag, what in (("v2", "the files are v2.0: a question may have no answer"),
-                       ("check", "no model: feed in the gold spans, show which answers come back and which do not")):
-        parts["squad"].add_argument("--" + flag, action="store_true", help=what)
-    for flag, what in (("tokenizer", "a tokenizer.model, for --check without a checkpoint"),
-                       ("save", "a checkpoint to write, with the fine-tuned weights and head"),
-                       ("predictions", "JSON to write, as the official scorers take it: id -> text, at tau = 0"),
-                       ("null-odds", "JSON to write, for the v2.0 scorer: id -> null score - best span's"),
-                       ("nbest", f"JSON to write: id -> the {NBEST} best texts")):
-        parts["squad"].add_argument("--" + flag, help=what)
+    squad_flags(parts["squad"])
     parts["pays"].add_argument("--steps", type=data.number(int, 1), default=2000, help="of pre-training")
     args = parser.parse_args(argv)
     try:
