@@ -10,6 +10,7 @@ and the two pre-training tasks, masked language modelling (MLM) and next sentenc
     python autobert.py summary                      # parameters and FLOPs of the published backbones
     python autobert.py pretrain --corpus FILE ...   # MLM + NSP; writes a checkpoint for glue.py
     python autobert.py pretrain --resume model.pt   # goes on where that run stopped
+    python autobert.py bench                        # how fast, and with how much memory
     torchrun --standalone --nproc-per-node 8 -- autobert.py pretrain ...    # many devices; without the -- torchrun
                                                                             # takes --n for an option of its own
 
@@ -18,7 +19,6 @@ Read after ops.py and data.py; then supernet.py or glue.py.
 import argparse
 import contextlib
 import ctypes
-import fcntl
 import html
 import importlib
 import json
@@ -1283,7 +1283,7 @@ def resumed(path, given):
         "corpus": list, "tokens": int, "steps_per_epoch": int, "order": int, "eval_every": int, "save_every": int,
         "size": str, "name": str}
     try:
-        good = all(type(options[key]) is kind and (kind is not int or 0 <= options[key] <= data.SEEDS)
+        good = all(type(options[key]) is kind and (kind is not int or 0 <= options[key] < 2**63)
                    and (kind is not float or 0 <= options[key] < math.inf) for key, kind in kinds.items())
         good = good and min(options[key] for key in ("batch", "accumulate", "eval_every", "save_every")) > 0
         good = good and options["precision"] in PRECISIONS and options["batch"] % options["accumulate"] == 0
@@ -1371,13 +1371,13 @@ class Run:
     def begin(self):
         """Print what it goes by, and begin its records or cut off those behind the checkpoint; they are locked."""
         if self.table.exists():
-            lock(self.table).close()
+            data.lock(self.table).close()
         print(json.dumps(self.options), flush=True)
         data.sweep(Path(self.out))
         rows = read_records(self.table) if self.first and self.table.exists() else []
         data.write_beside(self.table, "\t".join(COLUMNS) + "\n" + "".join(
             "\t".join(row.values()) + "\n" for row in rows if int(row["step"]) <= self.first))
-        self.lock, self.start, self.seen = lock(self.table), time.time(), (self.first, time.time())
+        self.lock, self.start, self.seen = data.lock(self.table), time.time(), (self.first, time.time())
 
     def due(self, step):
         """Whether `report` has something to do behind a step; always behind the first."""
@@ -1420,17 +1420,6 @@ class Run:
         data.write_beside(self.table.with_suffix(".svg"), chart(
             f"Pre-training: {self.options['name']}, {self.options['size']}", "step", "nats",
             {"training MLM": curve(rows, "mlm"), "held-out MLM": curve(rows, "held_mlm")}))
-
-
-def lock(path):
-    """The file, open and locked until it is closed; UserError if another process has locked it."""
-    file = open(path, "rb")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return file
-    except BlockingIOError:
-        file.close()
-        raise UserError(f"{path}: another process is at work on this run") from None
 
 
 def span(seconds):

@@ -17,6 +17,7 @@ Read after ops.py; nothing here needs torch.
 import argparse
 import collections
 import contextlib
+import fcntl
 import glob
 import gzip
 import hashlib
@@ -167,6 +168,17 @@ def check_out(path):
         raise UserError(f"--out {str(path)!r}: its folder is not there, or not writable")
     if len(os.fsencode(path.name)) > 200:
         raise UserError(f"--out {str(path)!r}: a name of more than 200 bytes")
+
+
+def lock(path):
+    """The file, open and locked until it is closed; UserError if another process has locked it."""
+    file = open(path, "rb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+    except BlockingIOError:
+        file.close()
+        raise UserError(f"{path}: another process is at work on this run") from None
 
 
 @contextlib.contextmanager

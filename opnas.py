@@ -24,7 +24,6 @@ folder), and three ways to look at it: Report, Does sharing pay, Is UCB worth it
 import argparse
 import collections
 import contextlib
-import fcntl
 import functools
 import html
 import itertools
@@ -1739,15 +1738,10 @@ def at_work(args, argv):
         raise UserError(f"a worker died, out of memory?{why}; go on with: {args.again}") from None
 
 
-@contextlib.contextmanager
 def locked(folder):
-    """No second process works on a run's folder meanwhile."""
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{folder}: another process is at work on this run") from None
-        yield
+    """No second process works on a run's folder while this context lasts."""
+    (folder / "lock").touch()
+    return data.lock(folder / "lock")
 
 
 def main_search(argv, resumed=False):

@@ -2882,7 +2882,7 @@ def test_what_cannot_be_resumed_is_one_clear_error(pretrained, toy, tmp_path, mo
         autobert.save_tensors("changed.pt", content)
         with pytest.raises(UserError, match="changed.pt': (not written by|its moments|the corpus)"):
             autobert.main(["pretrain", "--resume", "changed.pt"])
-    with autobert.lock("model.tsv"), pytest.raises(UserError, match="model.tsv: another process is at work"):
+    with data.lock("model.tsv"), pytest.raises(UserError, match="model.tsv: another process is at work"):
         autobert.main(["pretrain", "--resume", "model.pt"])
     assert (Path("model.pt").read_bytes(), Path("model.tsv").read_bytes()) == (whole, rows)
 
@@ -3005,6 +3005,15 @@ def finished(toy, tmp_path_factory):
     result = command(*search(toy, run, workers=2))
     assert result.returncode == 0, result.stderr
     return run, result
+
+
+def test_a_search_takes_a_token_cache_for_its_text(finished, toy, tmp_path):
+    """The same candidates, scores and weights as from the text that the cache was made of."""
+    arguments = search(toy, tmp_path / "run", workers=1)
+    text = arguments[arguments.index("--corpus") + 1]
+    data.prepare([text], tmp_path / "cache", 300, 0, 1)
+    result = command(*[tmp_path / "cache" if argument == text else argument for argument in arguments])
+    assert result.returncode == 0 and outcome(tmp_path / "run") == outcome(finished[0]), result.stderr
 
 
 def test_a_search_goes_from_text_to_a_table(finished):
