@@ -407,8 +407,9 @@ def batches_of(lengths, batch, bucket, order):
     return [batches[i] for i in order.permutation(len(batches))] if bucket > 1 else batches
 
 
-def fit(encoder, outputs, loss_of, train, settings, seed, device, per_token=False, judge=None):
+def fit(encoder, outputs, loss_of, train, settings, seed, device, per_token=False, judge=None, tell=False):
     """A fine-tuned copy of the encoder. Draws only from `seed`, whatever was drawn before. Diverged if it does.
+    tell: a line of progress at every twentieth of the steps.
 
     judge(model) -> score: its weights are then those with the best score (the earlier on a tie) among evaluations
     every settings.eval_every steps and after the last."""
@@ -434,6 +435,8 @@ def fit(encoder, outputs, loss_of, train, settings, seed, device, per_token=Fals
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 step += 1
+                if tell and (step % max(1, steps // 20) == 0 or step == steps):
+                    log(step=step, steps=steps, loss=loss.item())
                 if judge and (step % every == 0 or step == steps):  # 6. evaluate; this draws nothing
                     score = judge(model.eval())
                     log(step=step, steps=steps, loss=loss.item(), score=score)
@@ -547,7 +550,7 @@ def bag_of_words(task, train, dev, seed=0, epochs=5, buckets=1 << 17):
 
 # ---- GLUE: checkpoints, the table, the grid, the leaderboard's files -----------------------------------------------
 
-LRS, DECAYS = (1e-5, 1.5e-5, 2e-5, 3e-5, 4e-5, 5e-5), (0.1, 0.01)   # App. C.1: the grid
+LRS, DECAYS = (0.5, 0.75, 1, 1.5, 2, 2.5), (0.1, 0.01)      # App. C.1: the grid, 1e-5 to 5e-5 in units of 2e-5
 MNLI_FIRST = ("RTE", "STS-B", "MRPC")   # App. C.1: encoder and pooler start from those fine-tuned on MNLI
 
 
@@ -560,6 +563,17 @@ def load_finetuned(path, device="cpu"):
     model, tokenizer = autobert.from_content(content, path, device, lambda config, backbone: Finetuned(
         autobert.AutoBert(config, backbone), head_of(task)[1], False))
     return model.eval(), tokenizer, {key: content[key] for key in ("task", "n", "dev", "key")}
+
+
+def save_finetuned(path, model, tokenizer, task, settings, result, key):
+    """Write what load_finetuned reads; key is the run's fingerprint."""
+    autobert.save_checkpoint(path, model, tokenizer, task=task, n=settings.n, dev=result, key=key)
+
+
+def kept_run(path, key, result, device):
+    """The model of a finished run if it is what the file holds, else None."""
+    model, _, more = load_finetuned(path, device) if path and path.exists() else (None, None, {})
+    return model if (more.get("key"), more.get("dev")) == (key, result) else None
 
 
 def mnli_encoder(path, encoder, tokenizer, device):
@@ -610,11 +624,20 @@ def fingerprint(encoder, train, dev, settings):
     return digest.hexdigest()[:12]
 
 
+def one_run(start, task, train, dev, settings, run, device):
+    """train_task at run = (.., learning rate, weight decay, seed), with a line of progress."""
+    *_, lr, decay, seed = run
+    model, result = train_task(start, task, train, dev, replace(settings, lr=lr, weight_decay=decay), seed, device)
+    log(task=task, seed=seed, lr=f"{lr:g}", weight_decay=decay, **result)
+    return model, result
+
+
 def judged(args, cells=None, done=None, note=lambda: None):
     """Yield (task, dev, settings, baseline, {(lr, decay): [result of each seed]}) for each task that is asked for.
 
     done: {(fingerprint, task, lr, decay, seed): result}, runs that are not repeated; new ones are added and note()
-    called. The best run of a task goes to --save; with --mnli auto those of MNLI_FIRST start from MNLI's."""
+    called. The best run of a task goes to --save; with --mnli auto those of MNLI_FIRST start from MNLI's. If the best
+    was done earlier and --save does not hold its model, it alone is repeated."""
     encoder, tokenizer, settings, device = opened(args)
     done, cells = {} if done is None else done, cells or [(settings.lr, settings.weight_decay)]
     first = mnli_encoder(args.mnli, encoder, tokenizer, device) if args.mnli not in (None, "auto") else None
@@ -622,31 +645,31 @@ def judged(args, cells=None, done=None, note=lambda: None):
         train, dev = load_task(args.glue, name, tokenizer, settings.n, args.cache)
         start = first if first and name in MNLI_FIRST else encoder
         path, key = args.save and Path(args.save) / f"{name}.pt", fingerprint(start, train, dev, settings)
-        again = path and not (path.exists() and load_finetuned(path, "cpu")[2]["key"] == key)
-        found, best, kept = {cell: [] for cell in cells}, -math.inf, None
-        for cell, seed in product(cells, range(args.seed, args.seed + args.seeds)):
-            run, model = (key, name, *cell, seed), None
-            new = again or run not in done
+        job, best, kept = (start, name, train, dev, settings), None, None
+        runs = {cell: [(key, name, *cell, args.seed + i) for i in range(args.seeds)] for cell in cells}
+        for run in chain.from_iterable(runs.values()):
+            model, new = None, run not in done
             if new:
-                chosen = replace(settings, lr=cell[0], weight_decay=cell[1])
                 try:
-                    model, result = train_task(start, name, train, dev, chosen, seed, device)
+                    model, done[run] = one_run(*job, run, device)
                 except Diverged:                                    # in a grid the other cells are still worth having
                     if len(cells) == 1:
                         raise
-                    result = {"score": -math.inf}
-                log(task=name, seed=seed, lr=f"{cell[0]:g}", weight_decay=cell[1], **result)
-            found[cell].append(result if new else done[run])
-            if found[cell][-1]["score"] > best:                     # the first of equals
-                best, kept = found[cell][-1]["score"], model
+                    done[run] = {"score": -math.inf}
+            if best is None or done[run]["score"] > done[best]["score"]:        # the first of equals
+                best, kept = run, model
                 if path and model:
-                    autobert.save_checkpoint(path, model, tokenizer, task=name, n=settings.n, dev=result, key=key)
+                    save_finetuned(path, model, tokenizer, name, settings, done[run], key)
             if new:
-                done[run] = result
                 note()
-        if args.mnli == "auto" and name == "MNLI":
-            first = kept.encoder if kept else mnli_encoder(path, encoder, tokenizer, device)
-        yield name, dev, settings, majority(name, train, dev, settings.small), found
+        leads = args.mnli == "auto" and name == "MNLI"
+        if (path or leads) and not kept and not (kept := kept_run(path, key, done[best], device)):
+            kept, result = one_run(*job, best, device)
+            if path:
+                save_finetuned(path, kept, tokenizer, name, settings, result, key)
+        first = kept.encoder if leads else first
+        yield name, dev, settings, majority(name, train, dev, settings.small), {
+            cell: [done[run] for run in runs[cell]] for cell in cells}
 
 
 def submission(checkpoints, folder, settings, device, cache=None):
@@ -940,10 +963,10 @@ def gold_check(questions, tokenizer, s):
     return result
 
 
-def fit_squad(encoder, windows, settings, seed, device):
-    """A copy of the encoder with a head for start and end, fine-tuned on Windows."""
+def fit_squad(encoder, windows, settings, seed, device, tell=False):
+    """A copy of the encoder with a head for start and end, fine-tuned on Windows; tell: with lines of progress."""
     gold = np.stack([windows.table["first"], windows.table["last"]], axis=1).astype(np.int64)
-    return fit(encoder, 2, F.cross_entropy, Encoded(windows, gold), settings, seed, device, per_token=True)
+    return fit(encoder, 2, F.cross_entropy, Encoded(windows, gold), settings, seed, device, True, tell=tell)
 
 
 def answer_squad(model, questions, tokenizer, settings, device, nbest=None):
@@ -1011,7 +1034,9 @@ def resolved(args, preset, device, config=None):
         raise UserError(f"--n {settings.n}: expected 8 to {config.positions if config else 512} tokens")
     if args.out and Path(args.out).is_dir():
         raise UserError(f"--out {args.out!r}: a folder; expected a file to write")
-    print(json.dumps(vars(args) | asdict(settings) | {"device": str(device), "run": args.run.__name__}), flush=True)
+    command = args.run.__name__.removesuffix("_command")
+    read = {key: value for key, value in asdict(settings).items() if command in _ONLY.get(key, command)}
+    print(json.dumps(vars(args) | read | {"device": str(device), "run": command}), flush=True)
     return settings
 
 
@@ -1057,8 +1082,6 @@ def read_cells(path):
 
 def grid_command(args):
     """search learning rates and weight decays; --out keeps what is finished"""
-    if args.mnli == "auto" and args.out and not args.save:
-        raise UserError("--mnli auto with --out: expected --save, where MNLI's model waits for a later run")
     if args.out and Path(args.out).is_dir():
         raise UserError(f"--out {args.out!r}: a folder; expected a file to write")
     done = read_cells(args.out) if args.out else {}
@@ -1068,6 +1091,7 @@ def grid_command(args):
         if args.out:
             data.write_beside(args.out, "".join("\t".join(map(str, row)) + "\n" for row in (CELL, *rows)))
 
+    args.lrs = args.lrs or [float(f"{times * PRESETS[args.preset].lr:.6g}") for times in LRS]
     for name, _, settings, baseline, found in judged(args, list(product(args.lrs, args.decays)), done, note):
         scored = {cell: [100 * result["score"] for result in results] for cell, results in found.items()}
         best = max(scored, key=lambda cell: np.median(scored[cell]))
@@ -1117,24 +1141,24 @@ def baseline_command(args):
 
 
 def load_squad(path, device):
-    """(Pretraining, Tokenizer, Finetuned or None, its settings or None) of a checkpoint; a model that `squad --save`
-    wrote is a checkpoint like any other, with a head for start and end beside."""
+    """(Pretraining, Tokenizer, None) of a checkpoint, or of one that `squad --save` wrote, which has a head for start
+    and end beside, (Pretraining, Tokenizer, (Finetuned, its settings, the version of SQuAD it was trained on))."""
     content = autobert.load_tensors(path, device)
     model, tokenizer = autobert.from_content(content, path, device)
     if "squad" not in content:
-        return model, tokenizer, None, None
+        return model, tokenizer, None
     try:
         tuned = Finetuned(model.encoder, 2, True).to(device).eval()
         tuned.head.load_state_dict(content["squad"]["head"])
-        return model, tokenizer, tuned, FinetuneSettings(**content["squad"]["settings"])
+        return model, tokenizer, (tuned, FinetuneSettings(**content["squad"]["settings"]), content["squad"]["version"])
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"checkpoint {str(path)!r}: not a SQuAD head ({' '.join(str(error).split())[:80]})") from None
 
 
-def save_squad(path, model, tuned, tokenizer, settings):
+def save_squad(path, model, tuned, tokenizer, settings, version):
     """The pre-trained model with the fine-tuned encoder in place of its own, and the head: see load_squad."""
     model.encoder.load_state_dict(tuned.encoder.state_dict())
-    head = {"head": tuned.head.state_dict(), "settings": asdict(settings)}
+    head = {"head": tuned.head.state_dict(), "settings": asdict(settings), "version": version}
     autobert.save_checkpoint(path, model, tokenizer, squad=head)
 
 
@@ -1161,7 +1185,7 @@ def show_check(questions, tokenizer, settings, out):
 
 def squad_command(args):
     """fine-tune on SQuAD and score on dev"""
-    device, version, tuned, before = autobert.find_device(args.device), "v2.0" if args.v2 else "v1.1", None, None
+    device, version, head = autobert.find_device(args.device), "v2.0" if args.v2 else "v1.1", None
     if not (args.checkpoint or (args.check and args.tokenizer)):
         raise UserError("--checkpoint: expected; only --check can do with --tokenizer alone")
     if args.tokenizer and not args.check:
@@ -1172,9 +1196,12 @@ def squad_command(args):
             raise UserError(f"{file}: expected a {version} file, or {'no --v2' if args.v2 else '--v2'}")
     dev = files[args.dev]
     if args.checkpoint:
-        model, tokenizer, tuned, before = load_squad(args.checkpoint, device)
+        model, tokenizer, head = load_squad(args.checkpoint, device)
         autobert.few_threads(model.encoder.config)
-    settings = resolved(args, (not args.train and before) or SQUAD_PRESETS[args.preset, version], device)
+    tuned, before, trained_on = (None, None, version) if args.train or not head else head
+    if trained_on != version:
+        raise UserError(f"{args.checkpoint}: a head for SQuAD {trained_on}, {args.dev}: {version}; expected the same")
+    settings = resolved(args, before or SQUAD_PRESETS[args.preset, version], device)
     if args.checkpoint and settings.n > model.encoder.config.positions:
         raise UserError(f"--n {settings.n}: expected at most {model.encoder.config.positions}, the model's positions")
     if args.check:
@@ -1182,11 +1209,11 @@ def squad_command(args):
         return show_check(dev, tokenizer, settings, args.out)
     if args.train:
         windows = squad_windows(files.pop(args.train), tokenizer, settings)
-        tuned = fit_squad(model.encoder, windows, settings, args.seed, device)
+        tuned = fit_squad(model.encoder, windows, settings, args.seed, device, tell=True)
     elif not tuned:
         raise UserError(f"{args.checkpoint}: no head for SQuAD; expected --train, or what squad --save wrote")
     if args.save:
-        save_squad(args.save, model, tuned, tokenizer, settings)
+        save_squad(args.save, model, tuned, tokenizer, settings, version)
     nbest = {} if args.nbest else None
     answers = answer_squad(tuned, dev, tokenizer, settings, device, nbest)
     margins = {name: margin for name, (_, margin) in answers.items()}
@@ -1257,19 +1284,35 @@ _ONLY = {"stride": "squad", "max_question": "squad", "max_answer": "squad", "sma
          "keep": "finetune grid", "eval_every": "finetune grid", "lr": "finetune squad",
          "weight_decay": "finetune squad"}
 _CHOICES = {"precision": ("auto", *autobert.PRECISIONS), "keep": ("best", "last")}
-_HELP = {"keep": "the model of the best evaluation on dev counts, or the last",
-         "small": "score MRPC and QQP by accuracy; by itself for size small",
-         "eval_every": "steps between evaluations; else once an epoch"}
+_HELP = {"epochs": "passes over the training rows", "lr": "peak learning rate", "weight_decay": "AdamW's",
+         "warmup": "share of all steps with rising learning rate", "batch": "rows a step",
+         "eval_batch": "rows of a forward pass without training", "n": "tokens of a row, at most",
+         "bucket": "batches whose rows are sorted by length together; 1: no sorting",
+         "precision": "auto: bf16 on cuda, else fp32",
+         "keep": "the model of the best evaluation on dev counts, or the last",
+         "small": "score MRPC and QQP by accuracy; where neither is given, for size small",
+         "eval_every": "steps between evaluations, where 0 is once an epoch",
+         "max_answer": "tokens of an answer, at most",
+         "stride": "tokens between the beginnings of two windows", "max_question": "tokens of a question, at most"}
+
+
+def usual(command, setting):
+    """What the presets have, for a help text. Example: "squad", "epochs" -> " (toy: 3, paper: 3, paper v2.0: 2)" """
+    presets = SQUAD_PRESETS if command == "squad" else {(name, "v1.1"): preset for name, preset in PRESETS.items()}
+    found = {key: f"{getattr(preset, setting)}" for key, preset in presets.items()}
+    shown = [f"{name}{' v2.0' * (version == 'v2.0')}: {value}" for (name, version), value in found.items()
+             if version == "v1.1" or value != found[name, "v1.1"]]
+    return f" ({', '.join(shown)})"
 
 
 def setting_flags(parser, name):
     """A flag for each field of FinetuneSettings that the command `name` reads."""
     for f in fields(FinetuneSettings):
         how = {"choices": _CHOICES[f.name]} if f.type is str else {"action": argparse.BooleanOptionalAction} \
-            if f.type is bool else {"type": data.number(f.type, int(f.type is int))}
+            if f.type is bool else {"type": data.number(f.type, int(f.type is int and f.name != "eval_every"))}
         if name in _ONLY.get(f.name, name):
             parser.add_argument("--" + f.name.replace("_", "-"), **how, default=None,
-                                help=_HELP.get(f.name, "instead of the preset's"))
+                                help=_HELP[f.name] + usual(name, f.name))
 
 
 def squad_flags(parser):
@@ -1309,7 +1352,7 @@ def main(argv=None):
         parts[name].add_argument("--checkpoint", required=name != "squad",
                                  help="what autobert.py pretrain, a search or supernet.py wrote")
         parts[name].add_argument("--preset", choices=list(PRESETS), default="toy",
-                                 help="settings for the toy size or the paper's sizes; single ones can be given below")
+                                 help="settings for the toy size, or those of the paper for its sizes")
         setting_flags(parts[name], name)
     for name in ("finetune", "grid", "predict", "baseline"):
         parts[name].add_argument("--glue", required=True, help="the folder that holds CoLA, SST-2, ..")
@@ -1321,8 +1364,8 @@ def main(argv=None):
         parts[name].add_argument("--save", help="a folder for the best model of each task, TASK.pt")
         parts[name].add_argument("--mnli", help=f"where {', '.join(MNLI_FIRST)} start: MNLI.pt of --save; auto: MNLI's "
                                  "best of this run")
-    parts["grid"].add_argument("--lrs", type=data.number(float, 0), nargs="+", default=list(LRS),
-                               help="learning rates; the default are the paper's, for its sizes")
+    parts["grid"].add_argument("--lrs", type=data.number(float, 0), nargs="+",
+                               help="learning rates; by default six, from half to 2.5 times the preset's")
     parts["grid"].add_argument("--decays", type=data.number(float, 0), nargs="+", default=list(DECAYS),
                                help="weight decays")
     parts["predict"].add_argument("--checkpoint", required=True, nargs="+", help="what --save wrote: files or folders")

@@ -1981,22 +1981,25 @@ def test_a_grid_is_methods_and_finished_runs_are_not_repeated(few, tmp_path, sta
     out = tmp_path / "grid.tsv"
     flags = ["--mnli", "auto", "--save", str(tmp_path / "save"), "--out", str(out)]
     glue_run(few, "grid", *flags)
-    rates = [1e-5, 1.5e-5, 2e-5, 3e-5, 4e-5, 5e-5]
+    rates = [5e-4, 7.5e-4, 1e-3, 1.5e-3, 2e-3, 2.5e-3]  # around the toy preset's
     assert [lr for task, lr, _ in starts if task == "RTE"] == [lr for lr in rates for _ in range(2)]
     assert len(starts) == 8 * 12 and len(out.read_text().splitlines()) == 8 * 12 + 1
     assert len(re.findall("  best$", capsys.readouterr().out, re.M)) == 8
     best = glue.load_finetuned(tmp_path / "save/MNLI.pt")[0].encoder.pooler.weight
     first, before = autobert.load_checkpoint(few / "m.pt")[0].encoder.pooler.weight, out.read_text()
-    assert torch.allclose(best - first, torch.tensor(5e-5), atol=1e-7)
+    assert torch.allclose(best - first, torch.tensor(2.5e-3), atol=1e-7)
     for more, runs in (([], 0), (["--epochs", "2", "--task", "QNLI"], 12),
-                       (["--task", "SST-2", "--lrs", "2e-5", "7"], 2)):
+                       (["--task", "SST-2", "--lrs", "2e-3", "7"], 2)):
         starts.clear()
         glue_run(few, "grid", *(flags[2:] if more else flags), *more)
         assert len(starts) == runs and out.read_text().startswith(before)
-    (tmp_path / "save/RTE.pt").unlink()  # what was not kept is done again
+    (tmp_path / "save/RTE.pt").unlink()  # of a best model that is not there its run alone is done again
     starts.clear()
     glue_run(few, "grid", *flags)
-    assert [task for task, _, _ in starts if task != "QNLI"] == ["RTE"] * 12
+    assert [run[:2] for run in starts if run[0] != "QNLI"] == [("RTE", 2.5e-3)] and (tmp_path / "save/RTE.pt").exists()
+    starts.clear()
+    glue_run(few, "grid", "--preset", "paper", "--n", "40", "--task", "RTE")
+    assert [lr for _, lr, _ in starts] == [lr for lr in (1e-5, 1.5e-5, 2e-5, 3e-5, 4e-5, 5e-5) for _ in range(2)]
     out.write_text(before.replace("CoLA\t1e-05", "CoLA\tten"))
     with pytest.raises(UserError, match="grid.tsv:14: |grid.tsv:14,"):
         glue_run(few, "grid", *flags)
@@ -3659,11 +3662,10 @@ def test_sharing_without_a_finished_search_is_one_clear_error(finished, tmp_path
     ("data.py prepare --corpus {toy}/held-out.txt --out {here}/one.txt/c", "one.txt"),
     ("glue.py finetune --checkpoint {here}/one.txt --glue {toy}/glue", "one.txt"),
     ("glue.py finetune --checkpoint {here}/none.pt --glue {toy}/glue", "none.pt"),
-    ("glue.py finetune --checkpoint {here}/none.pt --glue {toy}/glue --eval-every 0", "--eval-every: '0'"),
+    ("glue.py finetune --checkpoint {here}/none.pt --glue {toy}/glue --eval-every -1", "--eval-every: '-1'"),
     ("glue.py finetune --checkpoint {here}/none.pt --glue {toy}/glue --precision fp16", "'fp16'"),
     ("glue.py finetune --checkpoint {here}/none.pt --glue {toy}/glue --task RTE --mnli auto", "--task all"),
     ("glue.py grid --checkpoint {here}/none.pt --glue {toy}/glue --out {here}/one.txt", "one.txt:1, expected"),
-    ("glue.py grid --checkpoint {here}/none.pt --glue {toy}/glue --out {here}/new --mnli auto", "--save"),
     ("glue.py grid --checkpoint {here}/none.pt --glue {toy}/glue --lrs x", "--lrs: 'x'"),
     ("glue.py predict --checkpoint {here} --glue {toy}/glue --out {here}/new", "no .pt file"),
     ("glue.py predict --checkpoint {here}/one.txt --glue {toy}/glue --out {here}/new", "one.txt"),
