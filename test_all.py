@@ -2289,13 +2289,29 @@ def test_gold_answers_come_back_but_for_those_that_end_inside_a_piece(tokenizer,
     assert re.search(r"begin and end with a piece +2 +50.00 +100.00 +100.00", printed)
 
 
-REAL = Path(os.environ.get("REAL_DATA", HERE / ".data")) / "squad"
+REAL = Path(os.environ.get("REAL_DATA", HERE / ".data"))  # a folder with glue/ and squad/, as far as they can be had
+OFFICIAL = {"CoLA": (8551, 1043), "SST-2": (67349, 872), "MRPC": (3668, 408), "STS-B": (5749, 1500),
+            "RTE": (2490, 277), "QNLI": (104743, 5463), "MNLI": (392702, 9815, 9832), "QQP": (363849, 40430)}
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="REAL_DATA names no folder with squad/")
+@pytest.mark.skipif(not (REAL / "glue").exists(), reason="REAL_DATA names no folder with glue/")
+@pytest.mark.parametrize("task", OFFICIAL)
+def test_real_glue_files_parse_to_their_row_counts(task):
+    """As many rows as the folder's README states, else as many as GLUE has."""
+    stated = REAL / "README.md"
+    lines = stated.read_text(encoding="utf-8").splitlines() if stated.exists() else []
+    rows = [re.findall(r"\d[\d,]*", line.replace("SST-2", "").replace("STS-B", ""))
+            for line in lines if re.match(rf"\| {task}\b.*\|.*\|", line)]  # train, official, dev, official
+    counts = [int(row[i].replace(",", "")) for i in (0, 2) for row in rows[:1]]
+    counts += [int(row[0].replace(",", "")) for row in rows[1:]]  # MNLI mismatched
+    for split, count in zip(("train", *glue.TASKS[task].dev), counts or OFFICIAL[task], strict=True):
+        assert len(glue.read_task(REAL / "glue", task, split)) == count, split
+
+
+@pytest.mark.skipif(not (REAL / "squad").exists(), reason="REAL_DATA names no folder with squad/")
 @pytest.mark.parametrize("version", ["1.1", "2.0"])
 def test_gold_answers_of_the_real_dev_files_come_back(version, tmp_path):
-    questions = glue.read_squad(REAL / f"dev-v{version}.json.xz")[::20]
+    questions = glue.read_squad(REAL / f"squad/dev-v{version}.json.xz")[::20]
     (tmp_path / "c.txt").write_text("\n".join(dict.fromkeys(q.context for q in questions[::3])), encoding="utf-8")
     tokenizer = data.Tokenizer.train([tmp_path / "c.txt"], 1000)
     each = glue.gold_check(questions, tokenizer, glue.SQUAD_PRESETS["paper", "v" + version])
