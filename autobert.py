@@ -691,6 +691,8 @@ def from_content(content, path, device="cpu", build=Pretraining):
         config = ModelConfig(**{key: value for key, value in content["config"].items() if key in known})
         model = build(config, content["backbone"]).to(device)
         model.load_state_dict(content["state"])
+        if bad := [name for name, weight in model.state_dict().items() if not torch.isfinite(weight).all()]:
+            raise ValueError(f"{bad[0]} is not finite")
         tokenizer = data.Tokenizer(bytes(content["tokenizer"].cpu().numpy()))
         if tokenizer.vocab_size != config.vocab:
             raise ValueError(f"{tokenizer.vocab_size} pieces for a vocabulary of {config.vocab}")
@@ -1373,7 +1375,6 @@ class Run:
         if self.table.exists():
             data.lock(self.table).close()
         print(json.dumps(self.options), flush=True)
-        data.sweep(Path(self.out))
         rows = read_records(self.table) if self.first and self.table.exists() else []
         data.write_beside(self.table, "\t".join(COLUMNS) + "\n" + "".join(
             "\t".join(row.values()) + "\n" for row in rows if int(row["step"]) <= self.first))

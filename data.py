@@ -113,8 +113,9 @@ def run_cli(main):
 def write_beside(path, content):
     """Write str, or what content(file) writes, to a temporary neighbour and rename it: never a half-written file."""
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path}: a folder; expected a file to write")
+    if path.exists() and not path.is_file():                        # never take the place of a device
+        raise UserError(f"{path}: {'a folder' if path.is_dir() else 'no ordinary file'}; expected a file to write")
+    sweep(path)
     neighbour = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,15 +160,17 @@ def alive(pid):
     return True
 
 
-def check_out(path):
+def check_out(path, flag="--out"):
     """UserError unless a file can be written there."""
     path = Path(path)
     if not path.name or path.is_dir():
-        raise UserError(f"--out {str(path)!r}: a folder; expected a file to write")
+        raise UserError(f"{flag} {str(path)!r}: a folder; expected a file to write")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{flag} {str(path)!r}: a device or the like; expected an ordinary file")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"--out {str(path)!r}: its folder is not there, or not writable")
+        raise UserError(f"{flag} {str(path)!r}: its folder is not there, or not writable")
     if len(os.fsencode(path.name)) > 200:
-        raise UserError(f"--out {str(path)!r}: a name of more than 200 bytes")
+        raise UserError(f"{flag} {str(path)!r}: a name of more than 200 bytes")
 
 
 def lock(path):

@@ -24,6 +24,7 @@ import copy
 import hashlib
 import json
 import math
+import os
 import re
 import string
 import sys
@@ -205,7 +206,7 @@ def find_task(task):
 def _label(text, task):
     """The id, or for STS-B the number, of a label as written; None if it is no label of the task."""
     try:
-        label = task.labels.index(text) if task.labels else float(text)
+        label = task.labels.index(text) if task.labels else float(text if text.isascii() and "_" not in text else "-")
     except ValueError:
         return None
     return label if 0 <= label <= 5 else None                       # NaN fails both comparisons
@@ -215,9 +216,16 @@ def _wrong(what, path, number, expected):
     return UserError(f"{what}, {path}:{number}, expected {expected}")
 
 
+def task_file(folder, task, split):
+    """Path of a task's file, which may be packed as .gz or .xz."""
+    plain = Path(folder) / task.name / task.files[split]
+    return next((path for path in (plain, *(Path(f"{plain}{packed}") for packed in data.OPENERS)) if path.exists()),
+                plain)
+
+
 def examples_of(folder, task, split):
     """Yield what read_task gives, one row at a time; the file is never in memory as a whole."""
-    path, test, skipped, number, width = Path(folder) / task.name / task.files[split], split.startswith("test"), 0, 0, 0
+    path, test, skipped, number, width = task_file(folder, task, split), split.startswith("test"), 0, 0, 0
     columns, label = (task.test_columns, None) if test else (task.columns, task.label)
     names = data.COLUMNS[task.name][2].split("|") + ([] if test else [data.COLUMNS[task.name][3]])
     used = [*columns, *([] if test else [label])]
@@ -238,7 +246,7 @@ def examples_of(folder, task, split):
             raise _wrong(f"{len(row)} columns", path, number, width)
         gold = None if test else _label(row[label], task)
         if gold is None and not test:
-            raise _wrong(f"label {row[label]!r}", path, number, " or ".join(task.labels or ["a number 0 to 5"]))
+            raise _wrong(f"label {row[label][:60]!r}", path, number, " or ".join(task.labels or ["a number 0 to 5"]))
         yield row[columns[0]], row[columns[1]] if len(columns) > 1 else None, gold
     if skipped:
         log(task=task.name, file=path, short_rows_skipped=skipped)
@@ -304,7 +312,7 @@ def encode_task(examples, task, tokenizer, n):
 def load_split(folder, task, split, tokenizer, n, cache=None):
     """One split, encoded; from `cache` (a folder) if it was kept there for the same file, tokenizer and n."""
     task, kept = find_task(task), cache and Path(cache) / f"{find_task(task).name}-{split}-{n}.npz"
-    key, path = hashlib.sha256(b"1" + tokenizer.proto), Path(folder) / task.name / task.files[split]
+    key, path = hashlib.sha256(b"1" + tokenizer.proto), task_file(folder, task, split)
     if not cache or not path.is_file():                             # a missing one is read_task's to report
         return encode_task(examples_of(folder, task, split), task, tokenizer, n)
     with open(path, "rb") as file:
@@ -316,7 +324,7 @@ def load_split(folder, task, split, tokenizer, n, cache=None):
                 if str(found["key"]) == key.hexdigest():
                     return Encoded(Rows(found["tokens"], found["ends"], found["first"]), found["labels"])
             why = "stale"
-        except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error):
+        except (OSError, ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile, zlib.error):
             why = "broken"
         log(cache=kept, rebuilt=why)
     made = encode_task(examples_of(folder, task, split), task, tokenizer, n)
@@ -557,12 +565,16 @@ MNLI_FIRST = ("RTE", "STS-B", "MRPC")   # App. C.1: encoder and pooler start fro
 def load_finetuned(path, device="cpu"):
     """(Finetuned, Tokenizer, {"task", "n", "dev", "key"}) of what finetune --save wrote; UserError if it is none."""
     content = autobert.load_tensors(path, device)
-    task = TASKS.get(content.get("task")) if isinstance(content, dict) else None
+    task = TASKS.get(str(content.get("task"))) if isinstance(content, dict) else None
     if not task:
         raise UserError(f"checkpoint {str(path)!r}: not fine-tuned; expected what glue.py finetune --save wrote")
     model, tokenizer = autobert.from_content(content, path, device, lambda config, backbone: Finetuned(
         autobert.AutoBert(config, backbone), head_of(task)[1], False))
-    return model.eval(), tokenizer, {key: content[key] for key in ("task", "n", "dev", "key")}
+    more = {key: content.get(key) for key in ("task", "n", "dev", "key")}
+    if type(more["n"]) is not int or not 8 <= more["n"] <= model.encoder.config.positions:
+        raise UserError(f"checkpoint {str(path)!r}: rows of {more['n']!r} tokens; expected "
+                        f"8 to {model.encoder.config.positions}")
+    return model.eval(), tokenizer, more
 
 
 def save_finetuned(path, model, tokenizer, task, settings, result, key):
@@ -632,16 +644,23 @@ def one_run(start, task, train, dev, settings, run, device):
     return model, result
 
 
-def judged(args, cells=None, done=None, note=lambda: None):
+def judged(args, cells=None, done=None, note=lambda run: None):
     """Yield (task, dev, settings, baseline, {(lr, decay): [result of each seed]}) for each task that is asked for.
 
-    done: {(fingerprint, task, lr, decay, seed): result}, runs that are not repeated; new ones are added and note()
+    done: {(fingerprint, task, lr, decay, seed): result}, runs that are not repeated; new ones are added and note(run)
     called. The best run of a task goes to --save; with --mnli auto those of MNLI_FIRST start from MNLI's. If the best
     was done earlier and --save does not hold its model, it alone is repeated."""
     encoder, tokenizer, settings, device = opened(args)
-    done, cells = {} if done is None else done, cells or [(settings.lr, settings.weight_decay)]
+    done, cells = {} if done is None else done, list(dict.fromkeys(cells or [(settings.lr, settings.weight_decay)]))
     first = mnli_encoder(args.mnli, encoder, tokenizer, device) if args.mnli not in (None, "auto") else None
-    for name in sorted(TASKS, key=lambda name: name != "MNLI") if args.task == "all" else [args.task]:
+    names = sorted(TASKS, key=lambda name: name != "MNLI") if args.task == "all" else [args.task]
+    for task in (TASKS[name] for name in names[1:]):                # a bad row of a late task is told before hours pass
+        for split in ("train", *task.dev):
+            for _ in examples_of(args.glue, task, split):
+                pass
+    check_outputs(args, args.checkpoint, args.mnli, *(
+        task_file(args.glue, TASKS[name], split) for name in names for split in TASKS[name].files))
+    for name in names:
         train, dev = load_task(args.glue, name, tokenizer, settings.n, args.cache)
         start = first if first and name in MNLI_FIRST else encoder
         path, key = args.save and Path(args.save) / f"{name}.pt", fingerprint(start, train, dev, settings)
@@ -661,7 +680,7 @@ def judged(args, cells=None, done=None, note=lambda: None):
                 if path and model:
                     save_finetuned(path, model, tokenizer, name, settings, done[run], key)
             if new:
-                note()
+                note(run)
         leads = args.mnli == "auto" and name == "MNLI"
         if (path or leads) and not kept and not (kept := kept_run(path, key, done[best], device)):
             kept, result = one_run(*job, best, device)
@@ -732,13 +751,15 @@ def read_squad(path):
     for q in questions:
         kinds = [(x, str) for x in (q.id, q.text, q.context, *(text for text, _ in q.answers))]
         if not all(isinstance(x, kind) for x, kind in kinds + [(start, int) for _, start in q.answers]) \
-                or any(ord(c) >> 11 == 27 for x, _ in kinds for c in x):  # half a UTF-16 pair
-            raise UserError(f"{path}, question {q.id!r}: expected text, and numbers for answer_start")
+                or any(isinstance(start, bool) for _, start in q.answers):
+            raise UserError(f"{path}, question {repr(q.id)[:60]}: expected text, and numbers for answer_start")
+        if any(ord(c) >> 11 == 27 for x, _ in kinds for c in x):
+            raise UserError(f"{path}, question {q.id[:60]!r}: half a UTF-16 pair; expected whole characters")
         for text, start in q.answers:
-            if start < 0 or q.context[start:start + len(text)] != text:
-                raise UserError(f"answer {text!r}, {path}, question {q.id}: expected at character {start}")
+            if not 0 <= start <= len(q.context) or q.context[start:start + len(text)] != text:
+                raise UserError(f"answer {text[:60]!r}, {path}, question {q.id[:60]}: expected at character {start}")
         if q.id in seen or not (q.answers or q.v2):
-            raise UserError(f"question {q.id!r}, {path}: " + ("twice; expected every id once" if q.id in seen else
+            raise UserError(f"question {q.id[:60]!r}, {path}: " + ("twice; expected every id once" if q.id in seen else
                                                               "no answer; expected one, or is_impossible as in v2.0"))
         seen.add(q.id)
     if not questions:
@@ -833,13 +854,16 @@ def token_span(answers, offsets):
     return (first, last) if answers and first <= last else (-1, -1)
 
 
-def owners(starts, ends, total):
-    """(windows, total) bool: True where the token is in the window with the most context for it, as in BERT: the
-    smaller of the numbers of tokens left and right of it, then the longer window, then the earlier one."""
-    at, starts, ends = np.arange(total), np.array(starts)[:, None], np.array(ends)[:, None]
-    context = np.minimum(at - starts, ends - 1 - at)                # (windows, total), < 0 outside
-    context = np.where(context < 0, -1, context + 0.01 * (ends - starts))
-    return context.argmax(0) == np.arange(len(starts))[:, None]
+def owners(starts, ends):
+    """(tokens,) the number of the window with the most context for each token, as in BERT: the smaller of the numbers
+    of tokens left and right of it, then the longer window, then the earlier one. Windows overlap and begin at 0."""
+    best, owner = np.full(ends[-1], -1.0), np.zeros(ends[-1], np.int64)
+    for window, (start, end) in enumerate(zip(starts, ends)):
+        at = np.arange(start, end)
+        context = np.minimum(at - start, end - 1 - at) + 0.01 * (end - start)
+        owner[start:end] = np.where(context > best[start:end], window, owner[start:end])
+        best[start:end] = np.maximum(context, best[start:end])
+    return owner
 
 
 def squad_windows(questions, tokenizer, s):
@@ -886,13 +910,13 @@ def n_best(context, windows, table, outputs, s):
     """The windows of one question and the iterator of their logits -> ([(score, start logit, end logit, text)] with
     at most NBEST different texts, best first, and the null (score, start logit, end logit), the least of all)."""
     begin, found, null = table["begin"][0], [], (np.inf, 0.0, 0.0)
-    owned = owners(table["begin"] - begin, table["end"] - begin, table["end"][-1] - begin)
-    for w, own, logits in zip(table, owned, outputs):               # subtle: outputs last, zip must not eat one more
+    owner = owners(table["begin"] - begin, table["end"] - begin)
+    for i, w, logits in zip(range(len(table)), table, outputs):     # subtle: outputs last, zip must not eat one more
         m, first = w["end"] - w["begin"], w["asked_end"] - w["asked"] + 2
         null = min(null, (float(logits[0].astype(np.float64).sum()), *logits[0].tolist()))
-        own = own[w["begin"] - begin:w["end"] - begin]
+        own = owner[w["begin"] - begin:w["end"] - begin] == i
         found += [(*scores, *windows.offsets[w["begin"] + [i, j], [0, 1]].tolist())
-                  for *scores, i, j in best_spans(logits[first:first + m], own, s.max_answer)]
+                  for *scores, i, j in best_spans(logits[first:first + m], own, min(m, s.max_answer))]
     texts = {}
     for *scores, i, j in sorted(found, key=lambda span: -span[0]):
         if len(texts) < NBEST and context[i:j].strip():
@@ -1000,11 +1024,11 @@ def log(**pairs):
     print(*(f"{k}={v:.4f}" if isinstance(v, float) else f"{k}={v}" for k, v in pairs.items()), file=sys.stderr)
 
 
-def show(header, rows, out=None):
+def show(header, rows, out=None, printed=True):
     """Print a table, and write it to `out` as TSV."""
     rows = [header, *([f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
+    for row in rows * printed:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
     if out:
         data.write_beside(out, "".join("\t".join(row) + "\n" for row in rows))
@@ -1032,12 +1056,28 @@ def resolved(args, preset, device, config=None):
     settings = replace(preset, **{key: value for key, value in given.items() if value is not None})
     if settings.n < 8 or config and settings.n > config.positions:
         raise UserError(f"--n {settings.n}: expected 8 to {config.positions if config else 512} tokens")
-    if args.out and Path(args.out).is_dir():
-        raise UserError(f"--out {args.out!r}: a folder; expected a file to write")
     command = args.run.__name__.removesuffix("_command")
     read = {key: value for key, value in asdict(settings).items() if command in _ONLY.get(key, command)}
     print(json.dumps(vars(args) | read | {"device": str(device), "run": command}), flush=True)
     return settings
+
+
+def check_outputs(args, *inputs):
+    """UserError unless everything that args name to write can be written, and is none of the others or the inputs."""
+    taken = {os.path.realpath(path) for path in inputs if path and path != "auto"}
+    for name in ("out", "save", "predictions", "null_odds", "nbest"):
+        path, flag = getattr(args, name, None), "--" + name.replace("_", "-")
+        if path is None:
+            continue
+        if name == "save" and args.run is not squad_command or args.run is predict_command:
+            there = next(place for place in (Path(path).absolute(), *Path(path).absolute().parents) if place.exists())
+            if not path or not there.is_dir() or not os.access(there, os.W_OK):
+                raise UserError(f"{flag} {path!r}: a file, or not writable; expected a folder, or a place for one")
+            continue
+        data.check_out(path, flag)
+        if os.path.realpath(path) in taken:
+            raise UserError(f"{flag} {path!r}: the same file as another that is read or written here")
+        taken.add(os.path.realpath(path))
 
 
 def opened(args):
@@ -1055,50 +1095,65 @@ def opened(args):
 
 def finetune_command(args):
     """fine-tune on GLUE tasks and score on dev"""
-    found = {name: table_rows(name, dev, results, baseline, settings.small)
-             for name, dev, settings, baseline, runs in judged(args) for results in runs.values()}
-    rows = [row for name in TASKS for row in found.get(name, [])]
-    show(TABLE, [*rows, average_row(rows)], args.out)
+    found = {}
+    for name, dev, settings, baseline, runs in judged(args):
+        found[name] = table_rows(name, dev, *runs.values(), baseline, settings.small)
+        rows = [row for name in TASKS for row in found.get(name, [])]
+        last = len(found) == (len(TASKS) if args.task == "all" else 1)
+        show(TABLE, [*rows, average_row(rows)], args.out, printed=last)         # kept, should a later task fail
 
 
 CELL = ("settings", "task", "lr", "weight_decay", "seed", "score", "scores")
 
 
+def cell_line(run, result):
+    """A finished run (fingerprint, task, learning rate, weight decay, seed) as a line of a grid's --out."""
+    return "\t".join(map(str, (*run, result["score"], json.dumps(result)))) + "\n"
+
+
 def read_cells(path):
-    """What a grid has written to --out, {(settings, task, lr, decay, seed): result}; {} if there is no file."""
-    lines = data.read_lines(path) if Path(path).exists() else iter([(1, "\t".join(CELL))])
+    """What a grid has written to --out, {(settings, task, lr, decay, seed): result}; a line that a killed process
+    has not finished is left out."""
     done = {}
-    for number, line in lines:
+    for number, line in data.read_lines(path):
         try:
-            key, task, lr, decay, seed, _, result = cells = line.rstrip("\n").split("\t")
-            if number > 1:
-                done[key, task, float(lr), float(decay), int(seed)] = json.loads(result)
-            elif tuple(cells) != CELL:
+            key, task, lr, decay, seed, _, result = cells = line.rstrip("\r\n").split("\t")
+            if number > 1 and line.endswith("\n"):
+                done[key, task, float(lr), float(decay), int(seed)] = result = json.loads(result)
+                if math.isnan(result["score"]):
+                    raise ValueError
+            elif number == 1 and tuple(cells) != CELL:
                 raise ValueError
-        except ValueError:
-            raise _wrong(f"{line.strip()[:60]!r}", path, number, "the columns " + " ".join(CELL)) from None
+        except (ValueError, TypeError, LookupError):
+            if line.endswith("\n"):
+                raise _wrong(f"{line.strip()[:60]!r}", path, number, "the columns " + " ".join(CELL)) from None
     return done
 
 
 def grid_command(args):
     """search learning rates and weight decays; --out keeps what is finished"""
-    if args.out and Path(args.out).is_dir():
-        raise UserError(f"--out {args.out!r}: a folder; expected a file to write")
-    done = read_cells(args.out) if args.out else {}
-
-    def note():
-        rows = [(*run, result["score"], json.dumps(result)) for run, result in done.items()]
-        if args.out:
-            data.write_beside(args.out, "".join("\t".join(map(str, row)) + "\n" for row in (CELL, *rows)))
-
     args.lrs = args.lrs or [float(f"{times * PRESETS[args.preset].lr:.6g}") for times in LRS]
+    out = args.out and Path(args.out)
+    done = read_cells(out) if out and out.exists() else {}
+    head = "\t".join(CELL) + "\n"
+    if done and not out.read_bytes().endswith(b"\n"):
+        data.write_beside(out, head + "".join(cell_line(*cell) for cell in done.items()))
+
+    def note(run):
+        if out and not out.exists():
+            data.write_beside(out, head)
+        if out:                                                     # one line is added: two grids may share a file
+            with open(out, "a", encoding="utf-8") as file:
+                file.write(cell_line(run, done[run]))
+
     for name, _, settings, baseline, found in judged(args, list(product(args.lrs, args.decays)), done, note):
         scored = {cell: [100 * result["score"] for result in results] for cell, results in found.items()}
         best = max(scored, key=lambda cell: np.median(scored[cell]))
+        learned = max(scored[best]) > -math.inf                     # else every run diverged
         metric = TASKS[name].metric(settings.small) + " of m and mm" * (len(TASKS[name].dev) > 1)
         print(f"\n{name}, {metric}; the majority has {100 * baseline['score']:.1f}")
         show(["lr", "weight decay", "median", "min", "max", ""], [
-            [f"{lr:g}", f"{decay:g}", float(np.median(x)), min(x), max(x), "best" * ((lr, decay) == best)]
+            [f"{lr:g}", f"{decay:g}", float(np.median(x)), min(x), max(x), "best" * (learned and (lr, decay) == best)]
             for (lr, decay), x in scored.items()])
 
 
@@ -1107,9 +1162,9 @@ def predict_command(args):
     device, out = autobert.find_device(args.device), Path(args.out)
     paths = [path for given in map(Path, args.checkpoint) for path in (
         sorted(given.glob("*.pt")) if given.is_dir() else [given])]
-    if not paths or out.is_file():
-        raise UserError(f"--out {args.out!r}: a file; expected a folder" if paths else
-                        f"--checkpoint {' '.join(args.checkpoint)!r}: no .pt file in there")
+    if not paths:
+        raise UserError(f"--checkpoint {' '.join(args.checkpoint)!r}: no .pt file in there")
+    check_outputs(args)
     precision = args.precision if args.precision != "auto" else "bf16" if device.type == "cuda" else "fp32"
     files = submission(paths, args.glue, FinetuneSettings(precision=precision), device, args.cache)
 
@@ -1128,8 +1183,9 @@ def predict_command(args):
 
 def baseline_command(args):
     """score the commonest label and a linear model of the words on dev"""
-    rows = []
-    for name in TASKS if args.task == "all" else [args.task]:
+    rows, names = [], TASKS if args.task == "all" else [args.task]
+    check_outputs(args, *(task_file(args.glue, TASKS[name], split) for name in names for split in TASKS[name].files))
+    for name in names:
         splits = {split: read_task(args.glue, name, split) for split in ("train", *TASKS[name].dev)}
         gold = {split: Encoded(None, label_array(part, name)) for split, part in splits.items()}
         train = splits.pop("train")
@@ -1150,8 +1206,15 @@ def load_squad(path, device):
     try:
         tuned = Finetuned(model.encoder, 2, True).to(device).eval()
         tuned.head.load_state_dict(content["squad"]["head"])
-        return model, tokenizer, (tuned, FinetuneSettings(**content["squad"]["settings"]), content["squad"]["version"])
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        settings = FinetuneSettings(**content["squad"]["settings"])
+        for f in fields(settings):                                  # what the flags would refuse
+            value = getattr(settings, f.name)
+            if type(value) is not f.type or f.type is int and value < (f.name != "eval_every"):
+                raise ValueError(f"{f.name} {value!r}")
+        if settings.precision not in autobert.PRECISIONS or settings.n < 8:
+            raise ValueError(f"precision {settings.precision}, n {settings.n}")
+        return model, tokenizer, (tuned, settings, content["squad"]["version"])
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise UserError(f"checkpoint {str(path)!r}: not a SQuAD head ({' '.join(str(error).split())[:80]})") from None
 
 
@@ -1202,6 +1265,7 @@ def squad_command(args):
     if trained_on != version:
         raise UserError(f"{args.checkpoint}: a head for SQuAD {trained_on}, {args.dev}: {version}; expected the same")
     settings = resolved(args, before or SQUAD_PRESETS[args.preset, version], device)
+    check_outputs(args, args.checkpoint, args.train, args.dev, args.tokenizer)
     if args.checkpoint and settings.n > model.encoder.config.positions:
         raise UserError(f"--n {settings.n}: expected at most {model.encoder.config.positions}, the model's positions")
     if args.check:
@@ -1216,7 +1280,7 @@ def squad_command(args):
         save_squad(args.save, model, tuned, tokenizer, settings, version)
     nbest = {} if args.nbest else None
     answers = answer_squad(tuned, dev, tokenizer, settings, device, nbest)
-    margins = {name: margin for name, (_, margin) in answers.items()}
+    margins = {name: min(margin, sys.float_info.max) for name, (_, margin) in answers.items()}     # JSON has no inf
     for path, content in ((args.predictions, squad_predictions(dev, answers)), (args.null_odds, margins),
                           (args.nbest, nbest)):
         if path:
@@ -1308,8 +1372,9 @@ def usual(command, setting):
 def setting_flags(parser, name):
     """A flag for each field of FinetuneSettings that the command `name` reads."""
     for f in fields(FinetuneSettings):
+        least, most = int(f.type is int and f.name != "eval_every"), 1 if f.name == "warmup" else math.inf
         how = {"choices": _CHOICES[f.name]} if f.type is str else {"action": argparse.BooleanOptionalAction} \
-            if f.type is bool else {"type": data.number(f.type, int(f.type is int and f.name != "eval_every"))}
+            if f.type is bool else {"type": data.number(f.type, least, most)}
         if name in _ONLY.get(f.name, name):
             parser.add_argument("--" + f.name.replace("_", "-"), **how, default=None,
                                 help=_HELP[f.name] + usual(name, f.name))
