@@ -2006,6 +2006,67 @@ def test_a_grid_is_methods_and_finished_runs_are_not_repeated(few, tmp_path, sta
         glue_run(few, "grid", *flags)
 
 
+def test_two_grids_may_add_to_one_file_and_a_line_cut_short_is_left_out(few, tmp_path, starts, monkeypatch):
+    out, other, inner = tmp_path / "grid.tsv", "0\tRTE\t0.1\t0.0\t7\t0.5\t" + '{"score": 0.5}\n', glue.train_task
+
+    def train_task(*args):
+        if out.exists():  # another process adds its line while this one trains
+            out.open("a").write(other)
+        return inner(*args)
+    monkeypatch.setattr(glue, "train_task", train_task)
+    flags = ["--task", "RTE", "--lrs", "1e-3", "2e-3", "3e-3", "--decays", "0", "--out", str(out)]
+    glue_run(few, "grid", *flags)
+    assert out.read_text().count(other) == 2 and len(out.read_text().splitlines()) == 1 + 3 + 2
+    out.write_text(out.read_text()[:-9])  # the last run's line
+    starts.clear()
+    glue_run(few, "grid", *flags)
+    assert [run[:2] for run in starts] == [("RTE", 3e-3)] and len(glue.read_cells(out)) == 4
+
+
+def test_all_tasks_are_read_before_the_first_is_trained_and_finished_ones_are_kept(few, tmp_path, starts, monkeypatch):
+    shutil.copytree(few / "glue", tmp_path / "glue")
+    inner, out = glue.train_task, tmp_path / "t.tsv"
+
+    def train_task(encoder, task, *args):
+        if task == "QNLI":
+            raise autobert.Diverged("loss nan")
+        return inner(encoder, task, *args)
+    monkeypatch.setattr(glue, "train_task", train_task)
+    run = ["finetune", "--checkpoint", str(few / "m.pt"), "--glue", str(tmp_path / "glue"), "--out", str(out)]
+    with pytest.raises(UserError, match="loss nan"):
+        glue.main(run)
+    assert [line.split("\t")[0] for line in out.read_text().splitlines()[1:]] == [
+        "CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI-m", "MNLI-mm", "AVG of 7"]
+    rows = glue.read_task(tmp_path / "glue", "QNLI", "dev")
+    with gzip.open(tmp_path / "glue/QNLI/dev.tsv.gz", "wb") as file:
+        file.write((tmp_path / "glue/QNLI/dev.tsv").read_bytes())
+    (tmp_path / "glue/QNLI/dev.tsv").unlink()
+    assert glue.read_task(tmp_path / "glue", "QNLI", "dev") == rows  # a packed file does as well
+    (tmp_path / "glue/RTE/dev.tsv").unlink()
+    starts.clear()
+    with pytest.raises(UserError, match="RTE/dev.tsv: no such file"):
+        glue.main(run)
+    assert not starts
+
+
+@pytest.mark.parametrize("command, says", [
+    ("finetune --checkpoint {here}/m.pt --glue {here}/glue --out {here}/m.pt", "--out .*m.pt': the same file"),
+    ("finetune --checkpoint {here}/m.pt --glue {here}/glue --out {here}/glue/RTE/train.tsv", "train.tsv': the same file"),
+    ("baseline --glue {here}/glue --task CoLA --out {here}/glue/CoLA/dev.tsv", "dev.tsv': the same file"),
+    ("grid --checkpoint {here}/m.pt --glue {here}/glue --task RTE --save {here}/m.pt", "--save .*m.pt': a file"),
+    ("finetune --checkpoint {here}/m.pt --glue {here}/glue --task RTE --out /dev/null", "--out '/dev/null': a device"),
+    ("squad --checkpoint {here}/m.pt --train {squad} --dev {squad} --save {squad}", "--save .*: the same file"),
+    ("squad --checkpoint {here}/m.pt --train {squad} --dev {squad} --nbest x --predictions x", "'x': the same file")])
+def test_outputs_never_take_the_place_of_inputs(few, toy, tmp_path, command, says, monkeypatch):
+    for name in ("m.pt", "glue"):
+        (shutil.copytree if name == "glue" else shutil.copy)(few / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=says):
+        glue.main(shlex.split(command.format(here=tmp_path, squad=toy / "squad/dev-v1.1.json")))
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
 def test_a_cell_that_diverges_does_not_end_the_grid(few, tmp_path, capsys):
     flags = ["--task", "RTE", "--epochs", "1", "--decays", "0", "--lrs", "1e30", "1e-3", "--out", str(tmp_path / "g")]
     for steps in (True, False):
