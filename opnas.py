@@ -32,6 +32,7 @@ import math
 import os
 import platform
 import random
+import re
 import resource
 import shlex
 import shutil
@@ -817,7 +818,7 @@ def read_rows(path, columns, entry):
                 rows.append(entry(line.decode()))
             elif line.decode() != "\t".join(columns):
                 raise ValueError("no header")
-        except (ValueError, AttributeError, TypeError, UserError) as error:
+        except (ValueError, AttributeError, TypeError, UserError, argparse.ArgumentTypeError) as error:
             raise UserError(f"{path}:{number}: not a row ({error}); expected {' '.join(columns)}") from None
     return rows
 
@@ -1305,11 +1306,23 @@ class Point(NamedTuple):
     backbone: tuple = ()
 
 
-def point_of(line):
-    """The Point of a line of points.tsv."""
-    kind, number, start, steps, mlm, score, learned, seconds, backbone = line.split("\t")
-    return Point(kind, int(number), start, int(steps), None if mlm == "-" else float(mlm), float(score),
-                 learned == "yes", float(seconds), tuple(backbone.split(" | ")))
+CELLS = {  # columns of points.tsv that are not plain text: (what a cell says, the cell that says it)
+    "number": (data.number(int, 0), str), "seed": (data.number(int, 0), str), "steps": (data.number(int, 1), str),
+    "mlm": (lambda cell: None if cell == "-" else data.number(float)(cell),
+            lambda mlm: "-" if mlm is None else repr(mlm)),
+    "score": (data.number(float, 0, 1), repr),
+    "scores": (lambda cell: tuple(map(data.number(float, 0, 1), cell.split())),
+               lambda scores: " ".join(map(repr, scores))),
+    "learned": ("yes".__eq__, lambda learned: "yes" if learned else "no"),
+    "seconds": (data.number(float, 0), "{:.2f}".format),
+    "backbone": (lambda cell: autobert.check_backbone(tuple(cell.split(" | "))), " | ".join),
+}
+
+
+def row_of(kind, line):
+    """The row, a NamedTuple of this kind, of a line of points.tsv."""
+    cells = zip(kind._fields, line.split("\t"), strict=True)
+    return kind(*(CELLS.get(column, (str,))[0](cell) for column, cell in cells))
 
 
 def newcomers(known, counts, seed):
@@ -1340,29 +1353,31 @@ def newcomers(known, counts, seed):
     return made
 
 
-def measure(path, todo, team, seed):
-    """The todo Points with their results: from points.tsv, where it has them, else trained and written there."""
-    wanted = {p[:4] + p[-1:] for p in todo}
+def measure(path, todo, team, job, found):
+    """The rows todo with their results: from points.tsv, where it has them, else trained and written there.
+
+    job(row): for the team; found: the columns that its result fills. In the others a row of the file must be wanted.
+    """
+    kind = type(todo[0])
+    asked = lambda row: tuple(x for column, x in zip(kind._fields, row) if column not in found)  # noqa: E731
+    wanted = set(map(asked, todo))
 
     def entry(line):
-        p = point_of(line)
-        if p[:4] + p[-1:] not in wanted:
+        row = row_of(kind, line)
+        if asked(row) not in wanted:
             raise ValueError("not a point of this run and these flags; call again as before, or with another --out")
-        return p
+        return row
 
-    known = {p[:4]: p for p in read_rows(path, Point._fields, entry)}
-    missing = [p for p in todo if p[:4] not in known]
+    known = {asked(row): row for row in read_rows(path, kind._fields, entry)}
+    missing = [row for row in todo if asked(row) not in known]
     print(f"-- {len(todo)} points, {len(todo) - len(missing)} of them in {path}", flush=True)
-    found = team.map([("point", p.backbone, p.start, p.steps, seed) for p in missing])
-    for p in missing:
-        p = p._replace(**dict(zip(("mlm", "score", "learned", "seconds"), next(found))))
-        mlm, learned = "-" if p.mlm is None else repr(p.mlm), "yes" if p.learned else "no"
-        append_row(path, Point._fields, "\t".join(map(str, (
-            *p[:4], mlm, repr(p.score), learned, f"{p.seconds:.2f}", " | ".join(p.backbone)))))
-        print(f"{p.kind}={p.number} start={p.start} steps={p.steps} mlm={mlm[:5]} score={p.score:.3f} "
-              f"learned={learned} {p.seconds:.1f}s", flush=True)
-        known[p[:4]] = p
-    return [known[p[:4]] for p in todo]
+    for row, result in zip(missing, team.map(map(job, missing))):
+        row = row._replace(**dict(zip(found, result)))
+        cells = [CELLS.get(column, (str, str))[1](x) for column, x in zip(kind._fields, row)]
+        append_row(path, kind._fields, "\t".join(cells))
+        print(re.sub(r"(\.\d{3})\d+", r"\1", " ".join(map("=".join, zip(kind._fields[:-1], cells)))), flush=True)
+        known[asked(row)] = row
+    return [known[asked(row)] for row in todo]
 
 
 def steps_to_reach(curve, score):
@@ -1479,9 +1494,51 @@ def summary(points, own):
         f"away as collapsed, of which {sum(cold)} did learn, and {sum(warm)} from the super-net."])
 
 
+def fidelity(points, own):
+    """Fig. 8 as SVG: a dot an architecture, its score after `own` warm steps and after the most from scratch."""
+    full = max(p.steps for p in points if p.start == "scratch")
+    pairs = [[p for p in points if (p.start, p.steps) == way] for way in (("warm", own), ("scratch", full))]
+    tau, chance = glue.kendall_tau(*([p.score for p in side] for side in pairs))
+    kinds, ends = list(dict.fromkeys(p.kind for p in points)), [side(p.score for p in pairs[0]) for side in (min, max)]
+    dots = [(w.score, s.score, f"s{kinds.index(w.kind)}", f"{w.kind} {w.number}: {w.score:.3f}, {s.score:.3f}")
+            for w, s in zip(*pairs)]
+    return autobert.chart(f"Fidelity: Kendall's tau-b {tau:.2f}, p = {chance:.3f}, n = {len(dots)}",
+                          f"search score: after {own} steps from the super-net",
+                          f"full score: after {full} steps from scratch",
+                          {**dict.fromkeys(kinds, ((), ())), "both the same": (ends, ends)}, dots)
+
+
+def conclude(points, steps, out):
+    """The summary of the Points; written to `out`, with both pictures. steps: of a candidate in the search."""
+    points = sorted(points, key=lambda p: p[:2])  # a file to which architectures were added has another order
+    passed = [p for p in points if p.kind != "collapsed"]
+    own = min(sorted({p.steps for p in passed if p.start == "warm"}), key=lambda warm: abs(warm - steps))
+    text = summary(points, own)
+    data.write_beside(out / "summary.txt", text + "\n")
+    data.write_beside(out / "sharing.svg", autobert.chart(
+        "Does weight sharing pay?", "pre-training steps", "mean score with quartiles", means(passed)[1], log=True))
+    data.write_beside(out / "fidelity.svg", fidelity(passed, own))
+    return text
+
+
+def recorded(path):
+    """(the Points of a whole points.tsv, the steps that a candidate of their search had)."""
+    points = read_rows(path, Point._fields, functools.partial(row_of, Point))
+    ways = collections.defaultdict(list)  # of each architecture that the probe let pass
+    for p in points:
+        if p.kind != "collapsed":
+            ways[p.kind, p.number].append((p.start, p.steps))
+    first = sorted(next(iter(ways.values()), []))
+    if {start for start, _ in first} != {"warm", "scratch"} or any(sorted(found) != first for found in ways.values()):
+        raise UserError(f"{path}: expected each architecture's points, warm and from scratch, after the same steps; "
+                        "where some are missing, finish with: python opnas.py sharing RUN")
+    warm = [p.steps for p in points if (p.kind, p.start) == ("collapsed", "warm")]  # these take the search's steps
+    return points, statistics.median_low(warm or [steps for start, steps in first if start == "warm"])
+
+
 def sharing(folder, team, flags):
     """Train new architectures from a finished run's super-net and from scratch: points, summary and chart."""
-    start, out = time.time(), Path(flags.out or folder / "sharing")
+    start = time.time()
     if not (folder / "best.json").exists() or not (folder / "supernet.pt").exists():
         raise UserError(f"{folder}: not a finished search; finish it with: python opnas.py resume {folder}")
     team.open(folder)
@@ -1499,13 +1556,10 @@ def sharing(folder, team, flags):
     todo = [Point(kind, number, *way, backbone=backbone)
             for kind, number, backbone in newcomers(run.known, counts, flags.seed)
             for way in (least if kind == "collapsed" else ways)]
-    points = measure(out / "points.tsv", todo, team, flags.seed)
-    text = summary(points, min(warm, key=lambda steps: abs(steps - s.steps)))
-    data.write_beside(out / "summary.txt", text + "\n")
-    chart = autobert.chart("Does weight sharing pay?", "pre-training steps", "mean score with quartiles",
-                           means([p for p in points if p.kind != "collapsed"])[1], log=True)
-    data.write_beside(out / "sharing.svg", chart)
-    print(f"\n{text}\n\n{out}: done in {time.time() - start:.0f}s")
+    out = made_folder(flags.out or folder / "sharing")
+    points = measure(out / "points.tsv", todo, team, lambda p: ("point", p.backbone, p.start, p.steps, flags.seed),
+                     ("mlm", "score", "learned", "seconds"))
+    print(f"\n{conclude(points, s.steps, out)}\n\n{out}: done in {time.time() - start:.0f}s")
 
 
 # ---- Is UCB worth it? (Fig. 6) ----
@@ -1688,6 +1742,15 @@ def branch(source, folder, **changes):
 # ---- Command line ----
 
 
+def made_folder(out):
+    """The path of --out, made if it is not there yet."""
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {str(out)!r}: {error.strerror}") from None
+    return Path(out)
+
+
 def add_machine_flags(parser):
     """--device and --workers, which change no result."""
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -1814,10 +1877,7 @@ def main_compare(argv):
         args.out or ("runs/landscapes" if args.landscapes else "runs/compare")))
     check_comparison(args, arms, base, out)
     settings = given_settings(args, **dict(population=50, parents=5, children=5, rounds=4) if args.landscapes else {})
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {args.out!r}: {error.strerror}") from None
+    made_folder(out)
     if args.landscapes:
         pairs = args.seeds or 60
         curves, extra = on_landscapes(arms, settings, pairs, args.layers, args.noise), {}
@@ -1842,7 +1902,9 @@ def main_sharing(argv):
 
     parser = data.Parser(prog="opnas.py sharing", description="Does weight sharing pay? Train new architectures from a "
                          "finished run's super-net and from scratch. Stopped, it goes on when called again.")
-    parser.add_argument("run", help="the run's folder")
+    parser.add_argument("run", nargs="?", help="the run's folder")
+    parser.add_argument("--points", metavar="FILE", help="in place of RUN: train nothing, and write summary.txt and "
+                        "the pictures of a recorded points.tsv to --out")
     parser.add_argument("--architectures", type=data.number(int, 2), default=12,
                         help="new ones that the probe lets pass: half random, half mutants of the best")
     parser.add_argument("--collapsed", type=data.number(int, 0), default=6, help="new ones that it turns away")
@@ -1851,9 +1913,15 @@ def main_sharing(argv):
     parser.add_argument("--scratch", type=counts, metavar="STEPS,..", help="steps from random weights, the largest is "
                         "the full training; default: 1/2, 1, 2, 4, 8 and 16 times the run's --steps")
     parser.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="of architectures, training")
-    parser.add_argument("--out", help="folder of points.tsv, summary.txt, sharing.svg; default: RUN/sharing")
+    parser.add_argument("--out", help="folder of points.tsv, summary.txt, sharing.svg, fidelity.svg; default: "
+                        "RUN/sharing, or where FILE is")
     add_machine_flags(parser)
     args = parser.parse_args(argv)
+    if bool(args.run) == bool(args.points):
+        raise UserError("expected either RUN, the folder of a finished search, or --points FILE")
+    if args.points:
+        print(conclude(*recorded(Path(args.points)), made_folder(args.out or Path(args.points).parent)))
+        return
     folder, args.again = Path(os.path.abspath(args.run)), "the same command"
     read_settings(folder)
     with at_work(args, ["sharing", *argv]) as team, locked(folder):
@@ -1874,7 +1942,7 @@ COMMANDS = {"resume": functools.partial(main_search, resumed=True), "report": ma
 def main(argv=None):
     """The command line: python opnas.py [flags], or python opnas.py COMMAND ..."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    leads = argv[:1] == ["report"] or {"-h", "--help", "--landscapes"} & set(argv)  # work for one process alone
+    leads = argv[:1] == ["report"] or {"-h", "--help", "--landscapes", "--points"} & set(argv)  # for one process alone
     if launched() and int(os.environ["RANK"]):
         return None if leads else follow()
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:

@@ -3462,6 +3462,44 @@ def test_the_summary_says_what_the_points_say():
     assert lines[-1] == (
         "Probe: it let 4 pass, of which 2 did not learn in 160 steps from scratch; it turned 2 away as collapsed, of "
         "which 1 did learn, and 2 from the super-net.")
+    svg = ElementTree.fromstring(opnas.fidelity([p for p in points if p.kind != "collapsed"], 10))
+    texts = [e.text for e in svg.iter() if e.tag.endswith("}text")]
+    # 2 of 6 pairs more agree than do not: z = 2 / (4 * 3 * 13 / 18)^.5 = .679, two-sided p = .497
+    assert texts[0] == "Fidelity: Kendall's tau-b 0.33, p = 0.497, n = 4" and {"random", "mutant"} <= set(texts)
+    assert [(e.get("class"), e[0].text) for e in svg.iter() if e.tag.endswith("circle")] == [
+        ("s0", "random 0: 0.200, 0.400"), ("s0", "random 1: 0.500, 0.200"),
+        ("s1", "mutant 0: 0.300, 0.600"), ("s1", "mutant 1: 0.100, 0.100")]
+
+
+def test_recorded_points_give_summary_and_pictures_in_any_order_without_training(tmp_path, capsys):
+    recorded = HERE / "results/sharing.tsv"
+    opnas.main(["sharing", "--points", str(recorded), "--out", str(tmp_path / "there")])
+    assert capsys.readouterr().out == (HERE / "results/sharing.txt").read_text()
+    head, *rows = recorded.read_text().splitlines(True)
+    random.Random(0).shuffle(rows)
+    (tmp_path / "points.tsv").write_text(head + "".join(rows))
+    opnas.main(["sharing", f"--points={tmp_path}/points.tsv"])
+    for name in ("summary.txt", "sharing.svg", "fidelity.svg"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
+    assert (tmp_path / "sharing.svg").read_bytes() == (HERE / "results/sharing.svg").read_bytes()
+    assert ">Fidelity: Kendall&#x27;s tau-b 0.45, p = 0.040, n = 12<" in (tmp_path / "fidelity.svg").read_text()
+
+
+@pytest.mark.parametrize("spoil, says", [
+    (lambda rows: rows[:-1], "points.tsv: expected each architecture's points"),
+    (lambda rows: [row.replace("scratch", "warm") for row in rows], "points.tsv: expected each architecture's points"),
+    (lambda rows: [*rows[:5], "random\t5\n", *rows[5:]], "points.tsv:7: not a row"),
+    (lambda rows: [rows[0].replace("\t0.3", "\t1.3"), *rows[1:]], "points.tsv:2: not a row"),
+    (lambda rows: [rows[0], rows[1].replace("\tyes\t", "\tyes\t-"), *rows[2:]], "points.tsv:3: not a row"),
+    (lambda rows: [row.replace("\t50\t", "\t0\t") for row in rows], "points.tsv:10: not a row"),
+    (lambda rows: [rows[0].replace("conv", "cnv"), *rows[1:]], "points.tsv:2: not a row")])
+def test_recorded_points_that_are_broken_are_one_clear_error(spoil, says, tmp_path):
+    head, *rows = (HERE / "results/sharing.tsv").read_text().splitlines(True)
+    rows = [row for row in rows if not row.startswith("collapsed")]
+    (tmp_path / "points.tsv").write_text(head + "".join(spoil(rows)))
+    with pytest.raises(UserError, match=says):
+        opnas.main(["sharing", "--points", str(tmp_path / "points.tsv")])
+    assert [path.name for path in tmp_path.iterdir()] == ["points.tsv"]
 
 
 @pytest.fixture(scope="session")
@@ -3478,7 +3516,7 @@ def points_of(folder):
     """The rows of points.tsv without the seconds."""
     lines = (folder / "points.tsv").read_text().splitlines()
     assert lines[0].split("\t") == list(opnas.Point._fields)
-    return [opnas.point_of(line)._replace(seconds=0.0) for line in lines[1:]]
+    return [opnas.row_of(opnas.Point, line)._replace(seconds=0.0) for line in lines[1:]]
 
 
 def test_sharing_trains_new_architectures_warm_and_from_scratch(finished, shared):
