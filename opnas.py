@@ -15,11 +15,12 @@ how well each op has done there, per layer how well each kernel has.
     python opnas.py resume RUN            # go on with a run that was stopped
     python opnas.py report RUN            # what a run found, so far: as text, and as RUN/report.html
     python opnas.py sharing RUN           # does weight sharing pay? New backbones from its super-net and from scratch
+    python opnas.py ablations RUN         # the parts of a backbone: several trained alike, over several seeds (Table 5)
     python opnas.py compare               # strategies with the same seeds (Fig. 6); --landscapes: in two minutes
     torchrun --nproc_per_node 8 opnas.py  # candidates judged by eight processes, also on several machines
 
 Read last. The method itself: Settings to The proxy task. Then what runs it (many candidates at once, a run and its
-folder), and three ways to look at it: Report, Does sharing pay, Is UCB worth it.
+folder), and four ways to look at it: Report, Does sharing pay, Is UCB worth it, What matters in a backbone.
 """
 import argparse
 import collections
@@ -544,19 +545,19 @@ class Bench:
         slots = autobert.load_tensors(self.folder / "supernet.pt", mapped=True)["slots"]
         return SuperNet(self.config, slots=slots, transforms=self.s.transforms == "on").child(backbone)
 
-    def final(self, name, backbone, seed):
-        """Full training from scratch: {"name", "seed", "mlm", "tasks"}; the weights go to NAME-SEED.pt.
+    def final(self, backbone, steps, seed, kept=None):
+        """(mlm or None, scores in the order of the tasks, seconds) of a full training from scratch.
 
-        A training that diverges scores 0 and has no mlm.
+        A training that diverges scores 0 and has no mlm. kept: the file in the run's folder that gets the weights.
         """
-        with autobert.seeded(seed):
-            model = autobert.Pretraining(self.config, tuple(backbone))
-        mlm, tasks = None, tuple((task, 0.0) for task in self.tasks)
+        begun, model = time.time(), self.initial(tuple(backbone), True, seed)
+        mlm, scores = math.nan, (0.0,) * len(self.final_tasks)
         with contextlib.suppress(Diverged):
-            mlm = self.train(model, self.s.final_steps, seed=seed)
-            tasks = self.finetune(model, seed, self.final_tasks)
-        autobert.save_checkpoint(self.folder / f"{name}-{seed}.pt", model, self.tokenizer)
-        return {"name": name, "seed": seed, "backbone": list(backbone), "mlm": mlm, "tasks": tasks}
+            mlm = self.train(model, steps, seed=seed)
+            scores = tuple(score for _, score in self.finetune(model, seed, self.final_tasks))
+        if kept:
+            autobert.save_checkpoint(self.folder / kept, model, self.tokenizer)
+        return mlm if math.isfinite(mlm) else None, scores, time.time() - begun
 
 
 # ---- Many candidates at once ----
@@ -981,7 +982,7 @@ class Progress:
 
 
 def read_finals(path):
-    """The results of the final training so far, as Bench.final gives them; UserError if the file is broken."""
+    """The results of the final training so far, as finals wrote them; UserError if the file is broken."""
     try:
         results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
         return [{"name": r["name"], "seed": r["seed"], "backbone": r["backbone"],
@@ -1006,14 +1007,22 @@ def finals(run, backbones):
     results = [r for r in read_finals(path) if tuple(r["backbone"]) == backbones.get(r["name"])
                and [task for task, _ in r["tasks"]] == list(_bench.final_tasks)]
     done = {(r["name"], r["seed"]) for r in results}
-    jobs = [("final", name, backbone, seed) for seed in range(s.seed, s.seed + s.final_seeds)
-            for name, backbone in backbones.items()]
-    for result in run.team.map([job for job in jobs if (job[1], job[3]) not in done]):
-        print(final_line(result), flush=True)
-        results.append(result)
+    todo = [(name, seed) for seed in range(s.seed, s.seed + s.final_seeds) for name in backbones
+            if (name, seed) not in done]
+    jobs = [("final", backbones[name], s.final_steps, seed, f"{name}-{seed}.pt") for name, seed in todo]
+    for (name, seed), (mlm, scores, _) in zip(todo, run.team.map(jobs)):
+        results.append({"name": name, "seed": seed, "backbone": list(backbones[name]), "mlm": mlm,
+                        "tasks": list(zip(_bench.final_tasks, scores))})
+        print(final_line(results[-1]), flush=True)
         data.write_beside(path, json.dumps(results, indent=1) + "\n")
     shutil.copyfile(run.folder / f"best-{s.seed}.pt", run.folder / "best.pt")
     return results
+
+
+def costs(config, backbone, n):
+    """[parameters, FLOPs of one sequence] of a backbone as text."""
+    return [f"{autobert.count_parameters(config, backbone)['total'] / 1e6:.3g}M",
+            f"{autobert.count_flops(config, backbone, n)['total']:.2e}"]
 
 
 def table(config, n, backbones, results):
@@ -1026,9 +1035,7 @@ def table(config, n, backbones, results):
         scores = np.array([[100 * score for _, score in r["tasks"]] for r in mine])  # (seeds, tasks)
         cells = [f"{x:.1f}" for x in (*scores.mean(0), scores.mean(), *[scores.mean(1).std()] * several)]
         mlm = [r["mlm"] for r in mine if r["mlm"] is not None]
-        cells += [f"{statistics.fmean(mlm):.3f}" if mlm else "diverged",
-                  f"{autobert.count_parameters(config, backbone)['total'] / 1e6:.3g}M",
-                  f"{autobert.count_flops(config, backbone, n)['total']:.2e}"]
+        cells += [f"{statistics.fmean(mlm):.3f}" if mlm else "diverged", *costs(config, backbone, n)]
         lines.append("".join(f"{cell:>9}" for cell in cells) + f"  {name}")
     for name, backbone in backbones.items():
         lines += ["", f"{name}:"] + [f"  L{i:<2} {gene}" for i, gene in enumerate(backbone, 1)]
@@ -1637,16 +1644,11 @@ def against(arm, base, scale=100):
     return f"{mean:+6.2f} +- {half:5.2f} {100 * above / len(differences):3.0f} % {told:>10}"
 
 
-def compare(curves, population, base, out, titles, extra):
-    """Write curves.tsv, pairs.tsv and curves.svg, and return the table.
+def paired(measures, base):
+    """Lines of a table of {measure: {arm: {pair: number}}}: mean and sd, and the differences to the base, if finite.
 
-    curves: {arm: {pair: [best so far after each candidate]}}; the first population, which the arms share, does not
-    count in the mean over time. titles: of the picture and its y axis. extra: {measure: {arm: {pair: number}}},
-    compared too where two pairs have it; all but the MLM losses are shown x 100.
+    All but the MLM losses are shown x 100.
     """
-    measures = {"final": {arm: {k: c[-1] for k, c in runs.items()} for arm, runs in curves.items()},
-                "mean over time": {arm: {k: statistics.fmean(c[population:] or c) for k, c in runs.items()}
-                                   for arm, runs in curves.items()}, **extra}
     lines = []
     for name, arms in measures.items():
         scale, unit = (1, "nats") if "MLM" in name else (100, "x 100")
@@ -1657,6 +1659,19 @@ def compare(curves, population, base, out, titles, extra):
             both = [(x, arms[base][k]) for k, x in values.items() if math.isfinite(x) and math.isfinite(arms[base][k])]
             lines.append(f"  {arm:33}{statistics.fmean(numbers):7.2f}{np.std(numbers):7.2f}"
                          + ("   " + against(*zip(*both), scale) if both and arm != base else ""))
+    return lines[1:]
+
+
+def compare(curves, population, base, out, titles, extra):
+    """Write curves.tsv, pairs.tsv and curves.svg, and return the table.
+
+    curves: {arm: {pair: [best so far after each candidate]}}; the first population, which the arms share, does not
+    count in the mean over time. titles: of the picture and its y axis. extra: {measure: {arm: {pair: number}}},
+    compared too where two pairs have it.
+    """
+    measures = {"final": {arm: {k: c[-1] for k, c in runs.items()} for arm, runs in curves.items()},
+                "mean over time": {arm: {k: statistics.fmean(c[population:] or c) for k, c in runs.items()}
+                                   for arm, runs in curves.items()}, **extra}
     whole = [name for name, arms in measures.items() if all(arms[arm].keys() == curves[arm].keys() for arm in arms)]
     rows = ["\t".join(("arm", "pair", *whole))]
     rows += ["\t".join((arm, str(k), *(f"{measures[name][arm][k]:.6f}" for name in whole)))
@@ -1673,7 +1688,7 @@ def compare(curves, population, base, out, titles, extra):
     data.write_beside(out / "curves.tsv", "\n".join(rows) + "\n")
     chart = autobert.chart(titles[0], "candidates", f"{titles[1]}, mean and standard error", series)
     data.write_beside(out / "curves.svg", chart)
-    return "\n".join(lines[1:])
+    return "\n".join(paired(measures, base))
 
 
 def on_landscapes(arms, settings, pairs, layers, noise):
@@ -1737,6 +1752,79 @@ def branch(source, folder, **changes):
         shutil.copytree(source, beside, dirs_exist_ok=True, ignore=left)
         write_settings(beside, saved)
     return folder
+
+
+# ---- What matters in a backbone? (Table 5) ----
+
+
+class Training(NamedTuple):
+    """One full training of one backbone from random weights, a row of ablations/points.tsv. mlm None: it diverged."""
+    name: str
+    seed: int
+    steps: int  # of pre-training
+    tasks: str  # CoLA,RTE ..
+    mlm: float | None = None
+    scores: tuple = ()  # of the tasks
+    seconds: float = 0.0
+    backbone: tuple = ()
+
+
+def contenders(folder, asked, base, layers):
+    """{name: backbone} of --backbones, by default the published ones and, if the search is over, its best."""
+    best = folder / "best.json"
+    names = asked.split(",") if asked else [*autobert.BACKBONES, *["best"] * best.exists()]
+    for name in names:
+        if names.count(name) > 1 or not name.isprintable():
+            raise UserError(f"--backbones {name!r}: expected each once, and names of printable characters")
+    if base not in names:
+        raise UserError(f"--base {base!r}: expected one of the backbones, {', '.join(names)}")
+    if "best" in names and not best.exists():
+        raise UserError(f"{best}: not there yet; leave out 'best', or finish the search: opnas.py resume {folder}")
+    return {name: autobert.load_backbone(str(best) if name == "best" else name, layers) for name in names}
+
+
+def evidence(config, n, backbones, rows, base):
+    """What the Trainings say: per measure means and differences to the base, what the backbones cost, a verdict."""
+    of = lambda value: {name: {r.seed: value(r) for r in rows if r.name == name} for name in backbones}  # noqa: E731
+    measures = {"average": of(lambda r: statistics.fmean(r.scores))}
+    measures |= {task: of(lambda r, i=i: r.scores[i]) for i, task in enumerate(rows[0].tasks.split(","))}
+    measures["held-out MLM loss"] = of(lambda r: math.nan if r.mlm is None else r.mlm)
+    lines = [*paired(measures, base), "", f"{'cost':35}{'params':>7}{'FLOPs':>10}"]
+    for name, backbone in backbones.items():
+        lines.append("  {:33}{:>7}{:>10}".format(name, *costs(config, backbone, n)))
+    found, averages = collections.defaultdict(list), measures["average"]
+    for name in (name for name in backbones if name != base):
+        mean, half = interval([averages[name][seed] - averages[base][seed] for seed in averages[name]])
+        found["above" if mean > half else "below" if mean < -half else "open"].append(name)
+    above, below, left = (", ".join(found[way]) or "none" for way in ("above", "below", "open"))
+    return "\n".join([*lines, "", f"By the average score, each 95 % interval taken for itself: better than {base}: "
+                      f"{above}; worse: {below}; cannot be told from {base} (seeds: {len(averages[base])}): {left}."])
+
+
+def spread(backbones, rows):
+    """The Trainings as SVG: each one's average a dot, the mean over seeds a ring on its 95 % interval."""
+    series, dots = {}, []
+    for i, name in enumerate(backbones):
+        scores = {r.seed: statistics.fmean(r.scores) for r in rows if r.name == name}
+        mean, half = interval(list(scores.values()))
+        series[name] = (i + 1, i + 1), (mean - half, mean + half)
+        dots += [(i + 1.1, score, f"s{i % 6}", f"{name}, seed {seed}: {score:.3f}") for seed, score in scores.items()]
+        dots.append((i + 1, mean, "off", f"{name}: mean {mean:.3f} +- {half:.3f}"))
+    return autobert.chart("What matters in a backbone?", "backbones in the order of the legend",
+                          "average score, mean with 95 % interval", series, dots)
+
+
+def ablations(backbones, out, team, flags):
+    """Train {name: backbone} from scratch with one budget and the same seeds: points, summary and picture."""
+    start, s = time.time(), _bench.s
+    todo = [Training(name, seed, flags.steps or s.final_steps, s.tasks, backbone=backbone)
+            for seed in flags.seeds for name, backbone in backbones.items()]  # so that a stopped one has whole pairs
+    rows = measure(out / "points.tsv", todo, team, lambda r: ("final", r.backbone, r.steps, r.seed),
+                   ("mlm", "scores", "seconds"))
+    text = evidence(_bench.config, s.n, backbones, rows, flags.base)
+    data.write_beside(out / "summary.txt", text + "\n")
+    data.write_beside(out / "ablations.svg", spread(backbones, rows))
+    print(f"\n{text}\n\n{out}: done in {time.time() - start:.0f}s")
 
 
 # ---- Command line ----
@@ -1928,6 +2016,31 @@ def main_sharing(argv):
         sharing(folder, team, args)
 
 
+def main_ablations(argv):
+    """python opnas.py ablations RUN."""
+    parser = data.Parser(prog="opnas.py ablations", description="What matters in a backbone (Table 5)? Train several "
+                         "from scratch with one budget, over several seeds. Stopped, it goes on when called again.")
+    parser.add_argument("run", help="the run whose text, tokenizer, tasks and settings are taken")
+    parser.add_argument("--backbones", metavar="NAME,..", help=f"of {', '.join(autobert.BACKBONES)}, best (the "
+                        "search's), and files; default: all of these that are there")
+    parser.add_argument("--base", default="bert", help="what the others are compared with")
+    parser.add_argument("--seeds", type=data.number(int, 1, 10**5), default=5, help="how many, from --seed on")
+    parser.add_argument("--seed", type=data.number(int, 0, data.SEEDS - 10**5), help="the first; default: the run's")
+    parser.add_argument("--steps", type=data.number(int, 1), help="of pre-training; default: the run's --final-steps")
+    parser.add_argument("--out", help="folder of points.tsv, summary.txt, ablations.svg; default: RUN/ablations")
+    add_machine_flags(parser)
+    args = parser.parse_args(argv)
+    folder, args.again = Path(os.path.abspath(args.run)), "the same command"
+    s = read_settings(folder)["settings"]
+    backbones = contenders(folder, args.backbones, args.base, autobert.SIZES[s.size].layers)
+    first = s.seed if args.seed is None else args.seed
+    args.seeds = range(first, first + args.seeds)
+    out = made_folder(args.out or folder / "ablations")
+    with at_work(args, ["ablations", *argv]) as team, locked(out):
+        team.open(folder)
+        ablations(backbones, out, team, args)
+
+
 def main_report(argv):
     """python opnas.py report RUN."""
     parser = data.Parser(prog="opnas.py report", description="What a run found: as text, and as RUN/report.html.")
@@ -1936,7 +2049,7 @@ def main_report(argv):
 
 
 COMMANDS = {"resume": functools.partial(main_search, resumed=True), "report": main_report, "compare": main_compare,
-            "sharing": main_sharing}
+            "sharing": main_sharing, "ablations": main_ablations}
 
 
 def main(argv=None):
