@@ -15,11 +15,12 @@ how well each op has done there, per layer how well each kernel has.
     python opnas.py resume RUN            # go on with a run that was stopped
     python opnas.py report RUN            # what a run found, so far: as text, and as RUN/report.html
     python opnas.py sharing RUN           # does weight sharing pay? New backbones from its super-net and from scratch
+    python opnas.py ablations RUN         # the parts of a backbone: several trained alike, over several seeds (Table 5)
     python opnas.py compare               # strategies with the same seeds (Fig. 6); --landscapes: in two minutes
     torchrun --nproc_per_node 8 opnas.py  # candidates judged by eight processes, also on several machines
 
 Read last. The method itself: Settings to The proxy task. Then what runs it (many candidates at once, a run and its
-folder), and three ways to look at it: Report, Does sharing pay, Is UCB worth it.
+folder), and four ways to look at it: Report, Does sharing pay, Is UCB worth it, What matters in a backbone.
 """
 import argparse
 import collections
@@ -32,6 +33,7 @@ import math
 import os
 import platform
 import random
+import re
 import resource
 import shlex
 import shutil
@@ -543,19 +545,19 @@ class Bench:
         slots = autobert.load_tensors(self.folder / "supernet.pt", mapped=True)["slots"]
         return SuperNet(self.config, slots=slots, transforms=self.s.transforms == "on").child(backbone)
 
-    def final(self, name, backbone, seed):
-        """Full training from scratch: {"name", "seed", "mlm", "tasks"}; the weights go to NAME-SEED.pt.
+    def final(self, backbone, steps, seed, kept=None):
+        """(mlm or None, scores in the order of the tasks, seconds) of a full training from scratch.
 
-        A training that diverges scores 0 and has no mlm.
+        A training that diverges scores 0 and has no mlm. kept: the file in the run's folder that gets the weights.
         """
-        with autobert.seeded(seed):
-            model = autobert.Pretraining(self.config, tuple(backbone))
-        mlm, tasks = None, tuple((task, 0.0) for task in self.tasks)
+        begun, model = time.time(), self.initial(tuple(backbone), True, seed)
+        mlm, scores = math.nan, (0.0,) * len(self.final_tasks)
         with contextlib.suppress(Diverged):
-            mlm = self.train(model, self.s.final_steps, seed=seed)
-            tasks = self.finetune(model, seed, self.final_tasks)
-        autobert.save_checkpoint(self.folder / f"{name}-{seed}.pt", model, self.tokenizer)
-        return {"name": name, "seed": seed, "backbone": list(backbone), "mlm": mlm, "tasks": tasks}
+            mlm = self.train(model, steps, seed=seed)
+            scores = tuple(score for _, score in self.finetune(model, seed, self.final_tasks))
+        if kept:
+            autobert.save_checkpoint(self.folder / kept, model, self.tokenizer)
+        return mlm if math.isfinite(mlm) else None, scores, time.time() - begun
 
 
 # ---- Many candidates at once ----
@@ -817,7 +819,7 @@ def read_rows(path, columns, entry):
                 rows.append(entry(line.decode()))
             elif line.decode() != "\t".join(columns):
                 raise ValueError("no header")
-        except (ValueError, AttributeError, TypeError, UserError) as error:
+        except (ValueError, AttributeError, TypeError, UserError, argparse.ArgumentTypeError) as error:
             raise UserError(f"{path}:{number}: not a row ({error}); expected {' '.join(columns)}") from None
     return rows
 
@@ -980,7 +982,7 @@ class Progress:
 
 
 def read_finals(path):
-    """The results of the final training so far, as Bench.final gives them; UserError if the file is broken."""
+    """The results of the final training so far, as finals wrote them; UserError if the file is broken."""
     try:
         results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
         return [{"name": r["name"], "seed": r["seed"], "backbone": r["backbone"],
@@ -1005,14 +1007,22 @@ def finals(run, backbones):
     results = [r for r in read_finals(path) if tuple(r["backbone"]) == backbones.get(r["name"])
                and [task for task, _ in r["tasks"]] == list(_bench.final_tasks)]
     done = {(r["name"], r["seed"]) for r in results}
-    jobs = [("final", name, backbone, seed) for seed in range(s.seed, s.seed + s.final_seeds)
-            for name, backbone in backbones.items()]
-    for result in run.team.map([job for job in jobs if (job[1], job[3]) not in done]):
-        print(final_line(result), flush=True)
-        results.append(result)
+    todo = [(name, seed) for seed in range(s.seed, s.seed + s.final_seeds) for name in backbones
+            if (name, seed) not in done]
+    jobs = [("final", backbones[name], s.final_steps, seed, f"{name}-{seed}.pt") for name, seed in todo]
+    for (name, seed), (mlm, scores, _) in zip(todo, run.team.map(jobs)):
+        results.append({"name": name, "seed": seed, "backbone": list(backbones[name]), "mlm": mlm,
+                        "tasks": list(zip(_bench.final_tasks, scores))})
+        print(final_line(results[-1]), flush=True)
         data.write_beside(path, json.dumps(results, indent=1) + "\n")
     shutil.copyfile(run.folder / f"best-{s.seed}.pt", run.folder / "best.pt")
     return results
+
+
+def costs(config, backbone, n):
+    """[parameters, FLOPs of one sequence] of a backbone as text."""
+    return [f"{autobert.count_parameters(config, backbone)['total'] / 1e6:.3g}M",
+            f"{autobert.count_flops(config, backbone, n)['total']:.2e}"]
 
 
 def table(config, n, backbones, results):
@@ -1025,9 +1035,7 @@ def table(config, n, backbones, results):
         scores = np.array([[100 * score for _, score in r["tasks"]] for r in mine])  # (seeds, tasks)
         cells = [f"{x:.1f}" for x in (*scores.mean(0), scores.mean(), *[scores.mean(1).std()] * several)]
         mlm = [r["mlm"] for r in mine if r["mlm"] is not None]
-        cells += [f"{statistics.fmean(mlm):.3f}" if mlm else "diverged",
-                  f"{autobert.count_parameters(config, backbone)['total'] / 1e6:.3g}M",
-                  f"{autobert.count_flops(config, backbone, n)['total']:.2e}"]
+        cells += [f"{statistics.fmean(mlm):.3f}" if mlm else "diverged", *costs(config, backbone, n)]
         lines.append("".join(f"{cell:>9}" for cell in cells) + f"  {name}")
     for name, backbone in backbones.items():
         lines += ["", f"{name}:"] + [f"  L{i:<2} {gene}" for i, gene in enumerate(backbone, 1)]
@@ -1305,11 +1313,23 @@ class Point(NamedTuple):
     backbone: tuple = ()
 
 
-def point_of(line):
-    """The Point of a line of points.tsv."""
-    kind, number, start, steps, mlm, score, learned, seconds, backbone = line.split("\t")
-    return Point(kind, int(number), start, int(steps), None if mlm == "-" else float(mlm), float(score),
-                 learned == "yes", float(seconds), tuple(backbone.split(" | ")))
+CELLS = {  # columns of points.tsv that are not plain text: (what a cell says, the cell that says it)
+    "number": (data.number(int, 0), str), "seed": (data.number(int, 0), str), "steps": (data.number(int, 1), str),
+    "mlm": (lambda cell: None if cell == "-" else data.number(float)(cell),
+            lambda mlm: "-" if mlm is None else repr(mlm)),
+    "score": (data.number(float, 0, 1), repr),
+    "scores": (lambda cell: tuple(map(data.number(float, 0, 1), cell.split())),
+               lambda scores: " ".join(map(repr, scores))),
+    "learned": ("yes".__eq__, lambda learned: "yes" if learned else "no"),
+    "seconds": (data.number(float, 0), "{:.2f}".format),
+    "backbone": (lambda cell: autobert.check_backbone(tuple(cell.split(" | "))), " | ".join),
+}
+
+
+def row_of(kind, line):
+    """The row, a NamedTuple of this kind, of a line of points.tsv."""
+    cells = zip(kind._fields, line.split("\t"), strict=True)
+    return kind(*(CELLS.get(column, (str,))[0](cell) for column, cell in cells))
 
 
 def newcomers(known, counts, seed):
@@ -1340,29 +1360,31 @@ def newcomers(known, counts, seed):
     return made
 
 
-def measure(path, todo, team, seed):
-    """The todo Points with their results: from points.tsv, where it has them, else trained and written there."""
-    wanted = {p[:4] + p[-1:] for p in todo}
+def measure(path, todo, team, job, found):
+    """The rows todo with their results: from points.tsv, where it has them, else trained and written there.
+
+    job(row): for the team; found: the columns that its result fills. In the others a row of the file must be wanted.
+    """
+    kind = type(todo[0])
+    asked = lambda row: tuple(x for column, x in zip(kind._fields, row) if column not in found)  # noqa: E731
+    wanted = set(map(asked, todo))
 
     def entry(line):
-        p = point_of(line)
-        if p[:4] + p[-1:] not in wanted:
+        row = row_of(kind, line)
+        if asked(row) not in wanted:
             raise ValueError("not a point of this run and these flags; call again as before, or with another --out")
-        return p
+        return row
 
-    known = {p[:4]: p for p in read_rows(path, Point._fields, entry)}
-    missing = [p for p in todo if p[:4] not in known]
+    known = {asked(row): row for row in read_rows(path, kind._fields, entry)}
+    missing = [row for row in todo if asked(row) not in known]
     print(f"-- {len(todo)} points, {len(todo) - len(missing)} of them in {path}", flush=True)
-    found = team.map([("point", p.backbone, p.start, p.steps, seed) for p in missing])
-    for p in missing:
-        p = p._replace(**dict(zip(("mlm", "score", "learned", "seconds"), next(found))))
-        mlm, learned = "-" if p.mlm is None else repr(p.mlm), "yes" if p.learned else "no"
-        append_row(path, Point._fields, "\t".join(map(str, (
-            *p[:4], mlm, repr(p.score), learned, f"{p.seconds:.2f}", " | ".join(p.backbone)))))
-        print(f"{p.kind}={p.number} start={p.start} steps={p.steps} mlm={mlm[:5]} score={p.score:.3f} "
-              f"learned={learned} {p.seconds:.1f}s", flush=True)
-        known[p[:4]] = p
-    return [known[p[:4]] for p in todo]
+    for row, result in zip(missing, team.map(map(job, missing))):
+        row = row._replace(**dict(zip(found, result)))
+        cells = [CELLS.get(column, (str, str))[1](x) for column, x in zip(kind._fields, row)]
+        append_row(path, kind._fields, "\t".join(cells))
+        print(re.sub(r"(\.\d{3})\d+", r"\1", " ".join(map("=".join, zip(kind._fields[:-1], cells)))), flush=True)
+        known[asked(row)] = row
+    return [known[asked(row)] for row in todo]
 
 
 def steps_to_reach(curve, score):
@@ -1479,9 +1501,51 @@ def summary(points, own):
         f"away as collapsed, of which {sum(cold)} did learn, and {sum(warm)} from the super-net."])
 
 
+def fidelity(points, own):
+    """Fig. 8 as SVG: a dot an architecture, its score after `own` warm steps and after the most from scratch."""
+    full = max(p.steps for p in points if p.start == "scratch")
+    pairs = [[p for p in points if (p.start, p.steps) == way] for way in (("warm", own), ("scratch", full))]
+    tau, chance = glue.kendall_tau(*([p.score for p in side] for side in pairs))
+    kinds, ends = list(dict.fromkeys(p.kind for p in points)), [side(p.score for p in pairs[0]) for side in (min, max)]
+    dots = [(w.score, s.score, f"s{kinds.index(w.kind)}", f"{w.kind} {w.number}: {w.score:.3f}, {s.score:.3f}")
+            for w, s in zip(*pairs)]
+    return autobert.chart(f"Fidelity: Kendall's tau-b {tau:.2f}, p = {chance:.3f}, n = {len(dots)}",
+                          f"search score: after {own} steps from the super-net",
+                          f"full score: after {full} steps from scratch",
+                          {**dict.fromkeys(kinds, ((), ())), "both the same": (ends, ends)}, dots)
+
+
+def conclude(points, steps, out):
+    """The summary of the Points; written to `out`, with both pictures. steps: of a candidate in the search."""
+    points = sorted(points, key=lambda p: p[:2])  # a file to which architectures were added has another order
+    passed = [p for p in points if p.kind != "collapsed"]
+    own = min(sorted({p.steps for p in passed if p.start == "warm"}), key=lambda warm: abs(warm - steps))
+    text = summary(points, own)
+    data.write_beside(out / "summary.txt", text + "\n")
+    data.write_beside(out / "sharing.svg", autobert.chart(
+        "Does weight sharing pay?", "pre-training steps", "mean score with quartiles", means(passed)[1], log=True))
+    data.write_beside(out / "fidelity.svg", fidelity(passed, own))
+    return text
+
+
+def recorded(path):
+    """(the Points of a whole points.tsv, the steps that a candidate of their search had)."""
+    points = read_rows(path, Point._fields, functools.partial(row_of, Point))
+    ways = collections.defaultdict(list)  # of each architecture that the probe let pass
+    for p in points:
+        if p.kind != "collapsed":
+            ways[p.kind, p.number].append((p.start, p.steps))
+    first = sorted(next(iter(ways.values()), []))
+    if {start for start, _ in first} != {"warm", "scratch"} or any(sorted(found) != first for found in ways.values()):
+        raise UserError(f"{path}: expected each architecture's points, warm and from scratch, after the same steps; "
+                        "where some are missing, finish with: python opnas.py sharing RUN")
+    warm = [p.steps for p in points if (p.kind, p.start) == ("collapsed", "warm")]  # these take the search's steps
+    return points, statistics.median_low(warm or [steps for start, steps in first if start == "warm"])
+
+
 def sharing(folder, team, flags):
     """Train new architectures from a finished run's super-net and from scratch: points, summary and chart."""
-    start, out = time.time(), Path(flags.out or folder / "sharing")
+    start = time.time()
     if not (folder / "best.json").exists() or not (folder / "supernet.pt").exists():
         raise UserError(f"{folder}: not a finished search; finish it with: python opnas.py resume {folder}")
     team.open(folder)
@@ -1499,13 +1563,10 @@ def sharing(folder, team, flags):
     todo = [Point(kind, number, *way, backbone=backbone)
             for kind, number, backbone in newcomers(run.known, counts, flags.seed)
             for way in (least if kind == "collapsed" else ways)]
-    points = measure(out / "points.tsv", todo, team, flags.seed)
-    text = summary(points, min(warm, key=lambda steps: abs(steps - s.steps)))
-    data.write_beside(out / "summary.txt", text + "\n")
-    chart = autobert.chart("Does weight sharing pay?", "pre-training steps", "mean score with quartiles",
-                           means([p for p in points if p.kind != "collapsed"])[1], log=True)
-    data.write_beside(out / "sharing.svg", chart)
-    print(f"\n{text}\n\n{out}: done in {time.time() - start:.0f}s")
+    out = made_folder(flags.out or folder / "sharing")
+    points = measure(out / "points.tsv", todo, team, lambda p: ("point", p.backbone, p.start, p.steps, flags.seed),
+                     ("mlm", "score", "learned", "seconds"))
+    print(f"\n{conclude(points, s.steps, out)}\n\n{out}: done in {time.time() - start:.0f}s")
 
 
 # ---- Is UCB worth it? (Fig. 6) ----
@@ -1583,16 +1644,11 @@ def against(arm, base, scale=100):
     return f"{mean:+6.2f} +- {half:5.2f} {100 * above / len(differences):3.0f} % {told:>10}"
 
 
-def compare(curves, population, base, out, titles, extra):
-    """Write curves.tsv, pairs.tsv and curves.svg, and return the table.
+def paired(measures, base):
+    """Lines of a table of {measure: {arm: {pair: number}}}: mean and sd, and the differences to the base, if finite.
 
-    curves: {arm: {pair: [best so far after each candidate]}}; the first population, which the arms share, does not
-    count in the mean over time. titles: of the picture and its y axis. extra: {measure: {arm: {pair: number}}},
-    compared too where two pairs have it; all but the MLM losses are shown x 100.
+    All but the MLM losses are shown x 100.
     """
-    measures = {"final": {arm: {k: c[-1] for k, c in runs.items()} for arm, runs in curves.items()},
-                "mean over time": {arm: {k: statistics.fmean(c[population:] or c) for k, c in runs.items()}
-                                   for arm, runs in curves.items()}, **extra}
     lines = []
     for name, arms in measures.items():
         scale, unit = (1, "nats") if "MLM" in name else (100, "x 100")
@@ -1603,6 +1659,19 @@ def compare(curves, population, base, out, titles, extra):
             both = [(x, arms[base][k]) for k, x in values.items() if math.isfinite(x) and math.isfinite(arms[base][k])]
             lines.append(f"  {arm:33}{statistics.fmean(numbers):7.2f}{np.std(numbers):7.2f}"
                          + ("   " + against(*zip(*both), scale) if both and arm != base else ""))
+    return lines[1:]
+
+
+def compare(curves, population, base, out, titles, extra):
+    """Write curves.tsv, pairs.tsv and curves.svg, and return the table.
+
+    curves: {arm: {pair: [best so far after each candidate]}}; the first population, which the arms share, does not
+    count in the mean over time. titles: of the picture and its y axis. extra: {measure: {arm: {pair: number}}},
+    compared too where two pairs have it.
+    """
+    measures = {"final": {arm: {k: c[-1] for k, c in runs.items()} for arm, runs in curves.items()},
+                "mean over time": {arm: {k: statistics.fmean(c[population:] or c) for k, c in runs.items()}
+                                   for arm, runs in curves.items()}, **extra}
     whole = [name for name, arms in measures.items() if all(arms[arm].keys() == curves[arm].keys() for arm in arms)]
     rows = ["\t".join(("arm", "pair", *whole))]
     rows += ["\t".join((arm, str(k), *(f"{measures[name][arm][k]:.6f}" for name in whole)))
@@ -1619,7 +1688,7 @@ def compare(curves, population, base, out, titles, extra):
     data.write_beside(out / "curves.tsv", "\n".join(rows) + "\n")
     chart = autobert.chart(titles[0], "candidates", f"{titles[1]}, mean and standard error", series)
     data.write_beside(out / "curves.svg", chart)
-    return "\n".join(lines[1:])
+    return "\n".join(paired(measures, base))
 
 
 def on_landscapes(arms, settings, pairs, layers, noise):
@@ -1685,7 +1754,89 @@ def branch(source, folder, **changes):
     return folder
 
 
+# ---- What matters in a backbone? (Table 5) ----
+
+
+class Training(NamedTuple):
+    """One full training of one backbone from random weights, a row of ablations/points.tsv. mlm None: it diverged."""
+    name: str
+    seed: int
+    steps: int  # of pre-training
+    tasks: str  # CoLA,RTE ..
+    mlm: float | None = None
+    scores: tuple = ()  # of the tasks
+    seconds: float = 0.0
+    backbone: tuple = ()
+
+
+def contenders(folder, asked, base, layers):
+    """{name: backbone} of --backbones, by default the published ones and, if the search is over, its best."""
+    best = folder / "best.json"
+    names = asked.split(",") if asked else [*autobert.BACKBONES, *["best"] * best.exists()]
+    for name in names:
+        if names.count(name) > 1 or not name.isprintable():
+            raise UserError(f"--backbones {name!r}: expected each once, and names of printable characters")
+    if base not in names:
+        raise UserError(f"--base {base!r}: expected one of the backbones, {', '.join(names)}")
+    if "best" in names and not best.exists():
+        raise UserError(f"{best}: not there yet; leave out 'best', or finish the search: opnas.py resume {folder}")
+    return {name: autobert.load_backbone(str(best) if name == "best" else name, layers) for name in names}
+
+
+def evidence(config, n, backbones, rows, base):
+    """What the Trainings say: per measure means and differences to the base, what the backbones cost, a verdict."""
+    of = lambda value: {name: {r.seed: value(r) for r in rows if r.name == name} for name in backbones}  # noqa: E731
+    measures = {"average": of(lambda r: statistics.fmean(r.scores))}
+    measures |= {task: of(lambda r, i=i: r.scores[i]) for i, task in enumerate(rows[0].tasks.split(","))}
+    measures["held-out MLM loss"] = of(lambda r: math.nan if r.mlm is None else r.mlm)
+    lines = [*paired(measures, base), "", f"{'cost':35}{'params':>7}{'FLOPs':>10}"]
+    for name, backbone in backbones.items():
+        lines.append("  {:33}{:>7}{:>10}".format(name, *costs(config, backbone, n)))
+    found, averages = collections.defaultdict(list), measures["average"]
+    for name in (name for name in backbones if name != base):
+        mean, half = interval([averages[name][seed] - averages[base][seed] for seed in averages[name]])
+        found["above" if mean > half else "below" if mean < -half else "open"].append(name)
+    above, below, left = (", ".join(found[way]) or "none" for way in ("above", "below", "open"))
+    return "\n".join([*lines, "", f"By the average score, each 95 % interval taken for itself: better than {base}: "
+                      f"{above}; worse: {below}; cannot be told from {base} (seeds: {len(averages[base])}): {left}."])
+
+
+def spread(backbones, rows):
+    """The Trainings as SVG: each one's average a dot, the mean over seeds a ring on its 95 % interval."""
+    series, dots = {}, []
+    for i, name in enumerate(backbones):
+        scores = {r.seed: statistics.fmean(r.scores) for r in rows if r.name == name}
+        mean, half = interval(list(scores.values()))
+        series[name] = (i + 1, i + 1), (mean - half, mean + half)
+        dots += [(i + 1.1, score, f"s{i % 6}", f"{name}, seed {seed}: {score:.3f}") for seed, score in scores.items()]
+        dots.append((i + 1, mean, "off", f"{name}: mean {mean:.3f} +- {half:.3f}"))
+    return autobert.chart("What matters in a backbone?", "backbones in the order of the legend",
+                          "average score, mean with 95 % interval", series, dots)
+
+
+def ablations(backbones, out, team, flags):
+    """Train {name: backbone} from scratch with one budget and the same seeds: points, summary and picture."""
+    start, s = time.time(), _bench.s
+    todo = [Training(name, seed, flags.steps or s.final_steps, s.tasks, backbone=backbone)
+            for seed in flags.seeds for name, backbone in backbones.items()]  # so that a stopped one has whole pairs
+    rows = measure(out / "points.tsv", todo, team, lambda r: ("final", r.backbone, r.steps, r.seed),
+                   ("mlm", "scores", "seconds"))
+    text = evidence(_bench.config, s.n, backbones, rows, flags.base)
+    data.write_beside(out / "summary.txt", text + "\n")
+    data.write_beside(out / "ablations.svg", spread(backbones, rows))
+    print(f"\n{text}\n\n{out}: done in {time.time() - start:.0f}s")
+
+
 # ---- Command line ----
+
+
+def made_folder(out):
+    """The path of --out, made if it is not there yet."""
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {str(out)!r}: {error.strerror}") from None
+    return Path(out)
 
 
 def add_machine_flags(parser):
@@ -1814,10 +1965,7 @@ def main_compare(argv):
         args.out or ("runs/landscapes" if args.landscapes else "runs/compare")))
     check_comparison(args, arms, base, out)
     settings = given_settings(args, **dict(population=50, parents=5, children=5, rounds=4) if args.landscapes else {})
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {args.out!r}: {error.strerror}") from None
+    made_folder(out)
     if args.landscapes:
         pairs = args.seeds or 60
         curves, extra = on_landscapes(arms, settings, pairs, args.layers, args.noise), {}
@@ -1842,7 +1990,9 @@ def main_sharing(argv):
 
     parser = data.Parser(prog="opnas.py sharing", description="Does weight sharing pay? Train new architectures from a "
                          "finished run's super-net and from scratch. Stopped, it goes on when called again.")
-    parser.add_argument("run", help="the run's folder")
+    parser.add_argument("run", nargs="?", help="the run's folder")
+    parser.add_argument("--points", metavar="FILE", help="in place of RUN: train nothing, and write summary.txt and "
+                        "the pictures of a recorded points.tsv to --out")
     parser.add_argument("--architectures", type=data.number(int, 2), default=12,
                         help="new ones that the probe lets pass: half random, half mutants of the best")
     parser.add_argument("--collapsed", type=data.number(int, 0), default=6, help="new ones that it turns away")
@@ -1851,13 +2001,44 @@ def main_sharing(argv):
     parser.add_argument("--scratch", type=counts, metavar="STEPS,..", help="steps from random weights, the largest is "
                         "the full training; default: 1/2, 1, 2, 4, 8 and 16 times the run's --steps")
     parser.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="of architectures, training")
-    parser.add_argument("--out", help="folder of points.tsv, summary.txt, sharing.svg; default: RUN/sharing")
+    parser.add_argument("--out", help="folder of points.tsv, summary.txt, sharing.svg, fidelity.svg; default: "
+                        "RUN/sharing, or where FILE is")
     add_machine_flags(parser)
     args = parser.parse_args(argv)
+    if bool(args.run) == bool(args.points):
+        raise UserError("expected either RUN, the folder of a finished search, or --points FILE")
+    if args.points:
+        print(conclude(*recorded(Path(args.points)), made_folder(args.out or Path(args.points).parent)))
+        return
     folder, args.again = Path(os.path.abspath(args.run)), "the same command"
     read_settings(folder)
     with at_work(args, ["sharing", *argv]) as team, locked(folder):
         sharing(folder, team, args)
+
+
+def main_ablations(argv):
+    """python opnas.py ablations RUN."""
+    parser = data.Parser(prog="opnas.py ablations", description="What matters in a backbone (Table 5)? Train several "
+                         "from scratch with one budget, over several seeds. Stopped, it goes on when called again.")
+    parser.add_argument("run", help="the run whose text, tokenizer, tasks and settings are taken")
+    parser.add_argument("--backbones", metavar="NAME,..", help=f"of {', '.join(autobert.BACKBONES)}, best (the "
+                        "search's), and files; default: all of these that are there")
+    parser.add_argument("--base", default="bert", help="what the others are compared with")
+    parser.add_argument("--seeds", type=data.number(int, 1, 10**5), default=5, help="how many, from --seed on")
+    parser.add_argument("--seed", type=data.number(int, 0, data.SEEDS - 10**5), help="the first; default: the run's")
+    parser.add_argument("--steps", type=data.number(int, 1), help="of pre-training; default: the run's --final-steps")
+    parser.add_argument("--out", help="folder of points.tsv, summary.txt, ablations.svg; default: RUN/ablations")
+    add_machine_flags(parser)
+    args = parser.parse_args(argv)
+    folder, args.again = Path(os.path.abspath(args.run)), "the same command"
+    s = read_settings(folder)["settings"]
+    backbones = contenders(folder, args.backbones, args.base, autobert.SIZES[s.size].layers)
+    first = s.seed if args.seed is None else args.seed
+    args.seeds = range(first, first + args.seeds)
+    out = made_folder(args.out or folder / "ablations")
+    with at_work(args, ["ablations", *argv]) as team, locked(out):
+        team.open(folder)
+        ablations(backbones, out, team, args)
 
 
 def main_report(argv):
@@ -1868,13 +2049,13 @@ def main_report(argv):
 
 
 COMMANDS = {"resume": functools.partial(main_search, resumed=True), "report": main_report, "compare": main_compare,
-            "sharing": main_sharing}
+            "sharing": main_sharing, "ablations": main_ablations}
 
 
 def main(argv=None):
     """The command line: python opnas.py [flags], or python opnas.py COMMAND ..."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    leads = argv[:1] == ["report"] or {"-h", "--help", "--landscapes"} & set(argv)  # work for one process alone
+    leads = argv[:1] == ["report"] or {"-h", "--help", "--landscapes", "--points"} & set(argv)  # for one process alone
     if launched() and int(os.environ["RANK"]):
         return None if leads else follow()
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:

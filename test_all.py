@@ -3543,6 +3543,44 @@ def test_the_summary_says_what_the_points_say():
     assert lines[-1] == (
         "Probe: it let 4 pass, of which 2 did not learn in 160 steps from scratch; it turned 2 away as collapsed, of "
         "which 1 did learn, and 2 from the super-net.")
+    svg = ElementTree.fromstring(opnas.fidelity([p for p in points if p.kind != "collapsed"], 10))
+    texts = [e.text for e in svg.iter() if e.tag.endswith("}text")]
+    # 2 of 6 pairs more agree than do not: z = 2 / (4 * 3 * 13 / 18)^.5 = .679, two-sided p = .497
+    assert texts[0] == "Fidelity: Kendall's tau-b 0.33, p = 0.497, n = 4" and {"random", "mutant"} <= set(texts)
+    assert [(e.get("class"), e[0].text) for e in svg.iter() if e.tag.endswith("circle")] == [
+        ("s0", "random 0: 0.200, 0.400"), ("s0", "random 1: 0.500, 0.200"),
+        ("s1", "mutant 0: 0.300, 0.600"), ("s1", "mutant 1: 0.100, 0.100")]
+
+
+def test_recorded_points_give_summary_and_pictures_in_any_order_without_training(tmp_path, capsys):
+    recorded = HERE / "results/sharing.tsv"
+    opnas.main(["sharing", "--points", str(recorded), "--out", str(tmp_path / "there")])
+    assert capsys.readouterr().out == (HERE / "results/sharing.txt").read_text()
+    head, *rows = recorded.read_text().splitlines(True)
+    random.Random(0).shuffle(rows)
+    (tmp_path / "points.tsv").write_text(head + "".join(rows))
+    opnas.main(["sharing", f"--points={tmp_path}/points.tsv"])
+    for name in ("summary.txt", "sharing.svg", "fidelity.svg"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
+    assert (tmp_path / "sharing.svg").read_bytes() == (HERE / "results/sharing.svg").read_bytes()
+    assert ">Fidelity: Kendall&#x27;s tau-b 0.45, p = 0.040, n = 12<" in (tmp_path / "fidelity.svg").read_text()
+
+
+@pytest.mark.parametrize("spoil, says", [
+    (lambda rows: rows[:-1], "points.tsv: expected each architecture's points"),
+    (lambda rows: [row.replace("scratch", "warm") for row in rows], "points.tsv: expected each architecture's points"),
+    (lambda rows: [*rows[:5], "random\t5\n", *rows[5:]], "points.tsv:7: not a row"),
+    (lambda rows: [rows[0].replace("\t0.3", "\t1.3"), *rows[1:]], "points.tsv:2: not a row"),
+    (lambda rows: [rows[0], rows[1].replace("\tyes\t", "\tyes\t-"), *rows[2:]], "points.tsv:3: not a row"),
+    (lambda rows: [row.replace("\t50\t", "\t0\t") for row in rows], "points.tsv:10: not a row"),
+    (lambda rows: [rows[0].replace("conv", "cnv"), *rows[1:]], "points.tsv:2: not a row")])
+def test_recorded_points_that_are_broken_are_one_clear_error(spoil, says, tmp_path):
+    head, *rows = (HERE / "results/sharing.tsv").read_text().splitlines(True)
+    rows = [row for row in rows if not row.startswith("collapsed")]
+    (tmp_path / "points.tsv").write_text(head + "".join(spoil(rows)))
+    with pytest.raises(UserError, match=says):
+        opnas.main(["sharing", "--points", str(tmp_path / "points.tsv")])
+    assert [path.name for path in tmp_path.iterdir()] == ["points.tsv"]
 
 
 @pytest.fixture(scope="session")
@@ -3559,7 +3597,7 @@ def points_of(folder):
     """The rows of points.tsv without the seconds."""
     lines = (folder / "points.tsv").read_text().splitlines()
     assert lines[0].split("\t") == list(opnas.Point._fields)
-    return [opnas.point_of(line)._replace(seconds=0.0) for line in lines[1:]]
+    return [opnas.row_of(opnas.Point, line)._replace(seconds=0.0) for line in lines[1:]]
 
 
 def test_sharing_trains_new_architectures_warm_and_from_scratch(finished, shared):
@@ -3637,6 +3675,98 @@ def test_sharing_without_a_finished_search_is_one_clear_error(finished, tmp_path
         assert flags[0] in sharing_fails(capsys, finished[0], *flags)
 
 
+# ---- opnas.py ablations: what matters in a backbone? (Table 5) ----
+
+ABLATION_FLAGS = "--backbones bert,conv-only,best --seeds 2 --device cpu".split()
+
+
+@pytest.fixture(scope="session")
+def ablated(finished, tmp_path_factory):
+    """(folder, output) of `ablations` on the small search, called by another program's main, by two workers."""
+    folder = tmp_path_factory.mktemp("ablated")
+    (folder / "other.py").write_text("import sys\n\nif __name__ == '__main__':\n"
+                                     f"    sys.path.insert(0, {str(HERE)!r})\n    import opnas\n"
+                                     "    opnas.main(['ablations', *sys.argv[1:]])\n")
+    line = [sys.executable, "other.py", str(finished[0]), *ABLATION_FLAGS, "--workers", "2", "--out", "out"]
+    result = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return folder / "out", result.stdout
+
+
+def trainings(folder):
+    """The rows of ablations' points.tsv without the seconds."""
+    head, *lines = (folder / "points.tsv").read_text().splitlines()
+    assert head.split("\t") == list(opnas.Training._fields)
+    return [opnas.row_of(opnas.Training, line)._replace(seconds=0.0) for line in lines]
+
+
+def test_ablations_are_the_final_training_of_a_search_over_more_seeds(finished, ablated):
+    (run, _), (out, printed) = finished, ablated
+    rows = trainings(out)
+    names = ["bert", "conv-only", "best"]
+    assert [r[:4] for r in rows] == [(name, seed, 15, "CoLA,STS-B") for seed in (0, 1) for name in names]
+    finals = {r["name"]: r for r in json.loads((run / "finals.json").read_text())}
+    for r in (rows[0], rows[2]):
+        assert (r.mlm, list(zip(("CoLA", "STS-B"), r.scores))) == (
+            finals[r.name]["mlm"], [tuple(pair) for pair in finals[r.name]["tasks"]])
+        assert list(r.backbone) == finals[r.name]["backbone"]
+    assert rows[0].mlm != rows[3].mlm and rows[1].backbone == autobert.load_backbone("conv-only", 4)
+    assert (out / "summary.txt").read_text() in printed
+    assert len(list(ElementTree.parse(out / "ablations.svg").iter("{http://www.w3.org/2000/svg}circle"))) == 3 * (2 + 1)
+    assert not list(out.glob("*.pt")) and not (run / "ablations").exists()
+
+
+def test_stopped_ablations_go_on_to_the_same_rows_with_any_number_of_workers(finished, ablated, tmp_path, capsys):
+    rows = (ablated[0] / "points.tsv").read_text().splitlines(True)
+    (tmp_path / "points.tsv").write_text("".join(rows[:4]) + rows[4][:20])  # as by a crash in the middle of a write
+    line = ["ablations", str(finished[0]), *ABLATION_FLAGS, "--workers", "1", "--out", str(tmp_path)]
+    opnas.main(line)
+    assert "-- 6 points, 3 of them in " in capsys.readouterr().out
+    assert (tmp_path / "points.tsv").read_text().startswith("".join(rows[:4]))  # not trained again
+    assert trainings(tmp_path) == trainings(ablated[0])
+    assert (tmp_path / "summary.txt").read_text() == (ablated[0] / "summary.txt").read_text()
+    before = (tmp_path / "points.tsv").read_bytes()
+    for other, row in ((["--steps", "9"], 2), (["--backbones", "bert,conv-only"], 4), (["--seeds", "1"], 5)):
+        with pytest.raises(UserError, match=f"points.tsv:{row}: not a row .not a point of this run and these flags"):
+            opnas.main([*line, *other])
+    for old, new, row in (("conv 65", "conv 3", 3), ("CoLA,STS-B", "CoLA,RTE", 2), ("\t0.", "\tnan", 2)):
+        (tmp_path / "points.tsv").write_text(before.decode().replace(old, new))
+        with pytest.raises(UserError, match=f"points.tsv:{row}: not a row"):
+            opnas.main(line)
+
+
+def test_the_evidence_table_by_hand():
+    """good is above bert by .1, .12, .14: mean 12, half 4.303 * 2 / 3^.5 = 4.97; odd by .3, -.3 and 0; bad diverges."""
+    conv, rows = ("conv 3",) * 4, []
+    for name, averages in (("bert", (0.5, 0.6, 0.7)), ("good", (0.6, 0.72, 0.84)), ("odd", (0.8, 0.3, 0.7)),
+                           ("bad", (0.0, 0.0, 0.0))):
+        rows += [opnas.Training(name, seed, 5, "CoLA,RTE", None if name == "bad" else 2 - average,
+                                (average - 0.1 * (name != "bad"), average + 0.1 * (name != "bad")), 1.0, conv)
+                 for seed, average in enumerate(averages, 7)]
+    backbones = dict.fromkeys(("bert", "good", "odd", "bad"), conv)
+    text = opnas.evidence(autobert.SIZES["toy"], 40, backbones, rows, "bert")
+    blocks = {block.split(" (")[0]: {line.split()[0]: line.split()[1:] for line in block.splitlines()[1:]}
+              for block in text.split("\n\n")}
+    assert list(blocks)[:4] == ["average", "CoLA", "RTE", "held-out MLM loss"]
+    assert blocks["average"]["bert"] == ["60.00", "8.16"]
+    assert blocks["average"]["good"][:7] == ["72.00", "9.80", "+12.00", "+-", "4.97", "100", "%"]
+    assert blocks["CoLA"]["bert"][0] == "50.00" and blocks["RTE"]["good"][0] == "82.00"
+    assert blocks["held-out MLM loss"]["good"][:5] == ["1.28", "0.10", "-0.12", "+-", "0.05"]
+    assert blocks["held-out MLM loss"]["bad"] == ["nan", "nan"]
+    cost = autobert.count_flops(autobert.SIZES["toy"], conv, 40)["total"]
+    assert text.count(f"{cost:.2e}\n") == 4
+    assert text.splitlines()[-1] == (
+        "By the average score, each 95 % interval taken for itself: better than bert: good; worse: bad; "
+        "cannot be told from bert (seeds: 3): odd.")
+    alone = opnas.evidence(autobert.SIZES["toy"], 40, backbones, [r for r in rows if r.seed == 7], "bert")
+    assert alone.endswith("better than bert: none; worse: none; cannot be told from bert (seeds: 1): good, odd, bad.")
+    svg = ElementTree.fromstring(opnas.spread(backbones, rows))
+    dots = [(e.get("class"), e[0].text) for e in svg.iter() if e.tag.endswith("circle")]
+    assert dots[4:8] == [("s1", "good, seed 7: 0.600"), ("s1", "good, seed 8: 0.720"), ("s1", "good, seed 9: 0.840"),
+                         ("off", "good: mean 0.720 +- 0.298")]  # half: 4.303 * .12 / 3^.5
+    assert sum(e.get("class", "").startswith("line s") for e in svg.iter()) == 4 * 2  # in the legend, and an interval
+
+
 # ---- Bad input: one line, exit 2, nothing half-written ----
 
 
@@ -3687,6 +3817,19 @@ def test_sharing_without_a_finished_search_is_one_clear_error(finished, tmp_path
     ("opnas.py report", "run"),
     ("opnas.py sharing {here}/nowhere", "no run"),
     ("opnas.py sharing {here} --warm 5,x", "--warm"),
+    ("opnas.py sharing", "expected either RUN"),
+    ("opnas.py sharing {here}/run --points {here}/one.txt", "expected either RUN"),
+    ("opnas.py sharing --points {here}/one.txt", "one.txt:1: not a row (no header)"),
+    ("opnas.py sharing --points {here}/none.tsv --out {here}/new", "none.tsv: expected each architecture's points"),
+    ("opnas.py ablations {here}/nowhere", "no run"),
+    ("opnas.py ablations {here}/run --seeds 0", "--seeds: '0'"),
+    ("opnas.py ablations {here}/run --steps 0", "--steps: '0'"),
+    ("opnas.py ablations {here}/run --backbones bert,nobody", "'nobody': neither a file nor one of bert"),
+    ("opnas.py ablations {here}/run --backbones bert,bert", "'bert': expected each once"),
+    ("opnas.py ablations {here}/run --backbones bert,best", "run/best.json: not there yet; leave out 'best'"),
+    ("opnas.py ablations {here}/run --backbones bert,{here}/short.json", "short.json: 2 layers; this size has 4"),
+    ("opnas.py ablations {here}/run --backbones att-only,conv-only", "--base 'bert': expected one of the backbones"),
+    ("opnas.py ablations {here}/run --out {here}/one.txt", "one.txt'"),
     ("opnas.py --workers 0", "--workers: '0'"),
     ("opnas.py --out {here}", "exists"),
     ("opnas.py --out {here}/new/..", "exists"),
@@ -3759,6 +3902,8 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, says, toy, tmp_path, c
     (tmp_path / "latin.txt").write_bytes(b"One.\n\ncaf\xe9.\n")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/settings.json").write_text('{"settings": {"n": "4"}, "corpus": [], "glue": "x", "toy": true}')
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/settings.json").write_text('{"settings": {}, "corpus": [], "glue": "x", "toy": true}')
     (tmp_path / "one.txt").write_text("One two three four.\nFive six seven eight nine ten.\n")
     (tmp_path / "foreign.json").write_text('{"layers": 3}')
     for name, first in (("short", []), ("kernel", ["conv 3", "conv 4"]), ("broken", ["softmax(Q", BERT]),
