@@ -853,6 +853,16 @@ def contenders(what, config, n, rows, steps, args, device):
     return found
 
 
+def timed(rivals, turns, device):
+    """{(name, precision): [seconds of a turn, ..]} of Contenders that run in turns."""
+    times = {(row.name, row.precision): [] for row in rivals}
+    for turn in range(turns):
+        for row in rivals:
+            times[row.name, row.precision].append(clock(row.turn, device))
+        print(f"turn={turn + 1}/{turns}", file=sys.stderr, flush=True)
+    return times
+
+
 def compared(times, row, other):
     """(lower quartile, median, upper quartile) of how many times as fast `row` was in a turn; None if other is not."""
     return np.quantile(np.divide(times[other], times[row]), (0.25, 0.5, 0.75)) if other in times else None
@@ -864,10 +874,7 @@ def race(what, size, args, device, peaks):
     n, rows = args.n or n, args.batch or (32 if what == "infer" else rows)
     config = replace(config, positions=max(n, config.positions), fast=args.fast)
     rivals = contenders(what, config, n, rows, steps, args, device)
-    times = {(row.name, row.precision): [] for row in rivals}
-    for _ in range(args.turns):
-        for row in rivals:
-            times[row.name, row.precision].append(clock(row.turn, device))
+    times = timed(rivals, args.turns, device)
     print(f"\n{'training step' if what == 'train' else 'inference, encoder'}, {size}: "
           f"{config.layers} x {config.hidden}, n {n}, batch {rows}, vocabulary {config.vocab:,}, "
           f"dropout {config.dropout}; {args.turns} turns of {steps}")
@@ -911,6 +918,11 @@ def race_batches(args):
               + f"; the peer's collator, which only masks: {1e3 * other:.2f} ms, {ratio:.0f} times it" * bool(peer))
 
 
+def tsv(*rows):
+    """Rows as lines whose cells are parted by tabs."""
+    return "".join("\t".join(map(str, row)) + "\n" for row in rows)
+
+
 def bench(args):
     """Measure training steps and inference, in turns in one process, beside a peer if one is named."""
     device, before = find_device(args.device), torch.get_num_threads()
@@ -931,7 +943,7 @@ def bench(args):
     print()
     race_batches(args)
     if args.out:
-        data.write_beside(args.out, "\n".join("\t".join(map(str, row)) for row in (BENCH_COLUMNS, *found)) + "\n")
+        data.write_beside(args.out, tsv(BENCH_COLUMNS, *found))
     torch.set_num_threads(before)
 
 
@@ -981,6 +993,15 @@ def folded(model):
     return {name: p.detach().cpu().numpy() for name, p in weights.items()}
 
 
+def hidden_states(encoder, batch):
+    """Yield the hidden states (B, n, d) of a batch (ids, segments, mask) behind the embeddings and each layer."""
+    x = encoder.embed(batch["ids"], batch["segments"])
+    yield x
+    for layer in encoder.layers:
+        x = layer(x, batch["mask"])
+        yield x
+
+
 @torch.no_grad()
 def reference(model, seed=0):
     """Inputs with padding and all that a port must reproduce from them: {name: array}."""
@@ -993,9 +1014,7 @@ def reference(model, seed=0):
     batch["ids"].reshape(-1)[batch["positions"]] = data.MASK
     batch["ids"][~batch["mask"]] = data.PAD
     tensors = to_device(batch, next(model.parameters()).device)
-    hidden = [model.encoder.embed(tensors["ids"], tensors["segments"])]
-    for layer in model.encoder.layers:
-        hidden.append(layer(hidden[-1], tensors["mask"]))
+    hidden = list(hidden_states(model.encoder, tensors))
     loss, parts = model(tensors)
     result = {f"hidden_{i}": x for i, x in enumerate(hidden)}  # 0: embeddings, i: after layer i
     result |= {"mlm_logits": model.mlm_logits(hidden[-1].flatten(0, 1)[tensors["positions"]]), "loss": loss,
@@ -1146,12 +1165,22 @@ def chart(title, across, up, series, dots=(), log=False):
         dots += [(*line[0][:2], f"s{i % 6}", f"{line[0][0]}, {line[0][1]}")] if len(line) == 1 else []
     parts += [f'<circle class="{kind}" cx="{px(x)}" cy="{py(low if y is None else y)}" r="3.5">'
               f'<title>{html.escape(tooltip)}</title></circle>' for x, y, kind, tooltip in dots]
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 720 {top + 290}" width="720" '
-            f'role="img" aria-label="{html.escape(title)}">{CHART}\n'
-            f'<text class="title" x="80" y="20">{html.escape(title)}</text>'
-            f'<text x="392" y="{top + 282}" text-anchor="middle">{html.escape(across)}</text>'
-            f'<text transform="translate(16 {top + 120})rotate(-90)" text-anchor="middle">{html.escape(up)}</text>\n'
-            + "\n".join(legend + parts) + "\n</svg>\n")
+    names = (f'<text x="392" y="{top + 282}" text-anchor="middle">{html.escape(across)}</text>'
+             f'<text transform="translate(16 {top + 120})rotate(-90)" text-anchor="middle">{html.escape(up)}</text>')
+    return framed(title, top + 290, [names, *legend, *parts])
+
+
+def framed(title, height, parts):
+    """A picture of SVG parts, 720 wide, under its title and in the style of CHART."""
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 720 {height}" width="720" role="img" '
+            f'aria-label="{html.escape(title)}">{CHART}\n<text class="title" x="80" y="20">{html.escape(title)}</text>'
+            + "\n".join(parts) + "\n</svg>\n")
+
+
+def named(paths):
+    """{name: path}: files by their stems, or by their whole paths where two have the same stem."""
+    stems = [Path(path).stem for path in paths]
+    return dict(zip(stems if len(set(stems)) == len(stems) else paths, paths))
 
 
 def draw(args):
@@ -1160,9 +1189,7 @@ def draw(args):
     if args.records:
         if any(os.path.exists(args.out) and os.path.samefile(path, args.out) for path in args.records):
             raise UserError(f"--out {args.out!r}: one of the records")
-        stems = [Path(path).stem for path in args.records]
-        names = stems if len(set(stems)) == len(stems) else args.records
-        curves = {name: curve(read_records(path), "held_mlm") for name, path in zip(names, args.records)}
+        curves = {name: curve(read_records(path), "held_mlm") for name, path in named(args.records).items()}
         if missing := [name for name, (steps, _) in curves.items() if not steps]:
             raise UserError(f"{missing[0]}: no held-out losses; expected the .tsv that `pretrain` wrote")
         svg = chart("Pre-training: MLM loss on held-out documents", "step", "nats", curves)
