@@ -11,6 +11,8 @@ and the two pre-training tasks, masked language modelling (MLM) and next sentenc
     python autobert.py pretrain --corpus FILE ...   # MLM + NSP; writes a checkpoint for glue.py
     python autobert.py pretrain --resume model.pt   # goes on where that run stopped
     python autobert.py bench                        # how fast, and with how much memory
+    python autobert.py analyse uniformity           # do tokens grow alike from layer to layer? (Fig. 5)
+    python autobert.py analyse cost                 # what backbones cost beside bert (Table 7)
     torchrun --standalone --nproc-per-node 8 -- autobert.py pretrain ...    # many devices; without the -- torchrun
                                                                             # takes --n for an option of its own
 
@@ -855,6 +857,16 @@ def contenders(what, config, n, rows, steps, args, device):
     return found
 
 
+def timed(rivals, turns, device):
+    """{(name, precision): [seconds of a turn, ..]} of Contenders that run in turns."""
+    times = {(row.name, row.precision): [] for row in rivals}
+    for turn in range(turns):
+        for row in rivals:
+            times[row.name, row.precision].append(clock(row.turn, device))
+        print(f"turn={turn + 1}/{turns}", file=sys.stderr, flush=True)
+    return times
+
+
 def compared(times, row, other):
     """(lower quartile, median, upper quartile) of how many times as fast `row` was in a turn; None if other is not."""
     return np.quantile(np.divide(times[other], times[row]), (0.25, 0.5, 0.75)) if other in times else None
@@ -866,10 +878,7 @@ def race(what, size, args, device, peaks):
     n, rows = args.n or n, args.batch or (32 if what == "infer" else rows)
     config = replace(config, positions=max(n, config.positions), fast=args.fast)
     rivals = contenders(what, config, n, rows, steps, args, device)
-    times = {(row.name, row.precision): [] for row in rivals}
-    for _ in range(args.turns):
-        for row in rivals:
-            times[row.name, row.precision].append(clock(row.turn, device))
+    times = timed(rivals, args.turns, device)
     print(f"\n{'training step' if what == 'train' else 'inference, encoder'}, {size}: "
           f"{config.layers} x {config.hidden}, n {n}, batch {rows}, vocabulary {config.vocab:,}, "
           f"dropout {config.dropout}; {args.turns} turns of {steps}")
@@ -913,6 +922,11 @@ def race_batches(args):
               + f"; the peer's collator, which only masks: {1e3 * other:.2f} ms, {ratio:.0f} times it" * bool(peer))
 
 
+def tsv(*rows):
+    """Rows as lines whose cells are parted by tabs."""
+    return "".join("\t".join(map(str, row)) + "\n" for row in rows)
+
+
 def bench(args):
     """Measure training steps and inference, in turns in one process, beside a peer if one is named."""
     device, before = find_device(args.device), torch.get_num_threads()
@@ -933,7 +947,7 @@ def bench(args):
     print()
     race_batches(args)
     if args.out:
-        data.write_beside(args.out, "\n".join("\t".join(map(str, row)) for row in (BENCH_COLUMNS, *found)) + "\n")
+        data.write_beside(args.out, tsv(BENCH_COLUMNS, *found))
     torch.set_num_threads(before)
 
 
@@ -983,6 +997,15 @@ def folded(model):
     return {name: p.detach().cpu().numpy() for name, p in weights.items()}
 
 
+def hidden_states(encoder, batch):
+    """Yield the hidden states (B, n, d) of a batch (ids, segments, mask) behind the embeddings and each layer."""
+    x = encoder.embed(batch["ids"], batch["segments"])
+    yield x
+    for layer in encoder.layers:
+        x = layer(x, batch["mask"])
+        yield x
+
+
 @torch.no_grad()
 def reference(model, seed=0):
     """Inputs with padding and all that a port must reproduce from them: {name: array}."""
@@ -995,9 +1018,7 @@ def reference(model, seed=0):
     batch["ids"].reshape(-1)[batch["positions"]] = data.MASK
     batch["ids"][~batch["mask"]] = data.PAD
     tensors = to_device(batch, next(model.parameters()).device)
-    hidden = [model.encoder.embed(tensors["ids"], tensors["segments"])]
-    for layer in model.encoder.layers:
-        hidden.append(layer(hidden[-1], tensors["mask"]))
+    hidden = list(hidden_states(model.encoder, tensors))
     loss, parts = model(tensors)
     result = {f"hidden_{i}": x for i, x in enumerate(hidden)}  # 0: embeddings, i: after layer i
     result |= {"mlm_logits": model.mlm_logits(hidden[-1].flatten(0, 1)[tensors["positions"]]), "loss": loss,
@@ -1148,12 +1169,22 @@ def chart(title, across, up, series, dots=(), log=False):
         dots += [(*line[0][:2], f"s{i % 6}", f"{line[0][0]}, {line[0][1]}")] if len(line) == 1 else []
     parts += [f'<circle class="{kind}" cx="{px(x)}" cy="{py(low if y is None else y)}" r="3.5">'
               f'<title>{html.escape(tooltip)}</title></circle>' for x, y, kind, tooltip in dots]
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 720 {top + 290}" width="720" '
-            f'role="img" aria-label="{html.escape(title)}">{CHART}\n'
-            f'<text class="title" x="80" y="20">{html.escape(title)}</text>'
-            f'<text x="392" y="{top + 282}" text-anchor="middle">{html.escape(across)}</text>'
-            f'<text transform="translate(16 {top + 120})rotate(-90)" text-anchor="middle">{html.escape(up)}</text>\n'
-            + "\n".join(legend + parts) + "\n</svg>\n")
+    names = (f'<text x="392" y="{top + 282}" text-anchor="middle">{html.escape(across)}</text>'
+             f'<text transform="translate(16 {top + 120})rotate(-90)" text-anchor="middle">{html.escape(up)}</text>')
+    return framed(title, top + 290, [names, *legend, *parts])
+
+
+def framed(title, height, parts):
+    """A picture of SVG parts, 720 wide, under its title and in the style of CHART."""
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 720 {height}" width="720" role="img" '
+            f'aria-label="{html.escape(title)}">{CHART}\n<text class="title" x="80" y="20">{html.escape(title)}</text>'
+            + "\n".join(parts) + "\n</svg>\n")
+
+
+def named(paths):
+    """{name: path}: files by their stems, or by their whole paths where two have the same stem."""
+    stems = [Path(path).stem for path in paths]
+    return dict(zip(stems if len(set(stems)) == len(stems) else paths, paths))
 
 
 def draw(args):
@@ -1162,9 +1193,7 @@ def draw(args):
     if args.records:
         if any(os.path.exists(args.out) and os.path.samefile(path, args.out) for path in args.records):
             raise UserError(f"--out {args.out!r}: one of the records")
-        stems = [Path(path).stem for path in args.records]
-        names = stems if len(set(stems)) == len(stems) else args.records
-        curves = {name: curve(read_records(path), "held_mlm") for name, path in zip(names, args.records)}
+        curves = {name: curve(read_records(path), "held_mlm") for name, path in named(args.records).items()}
         if missing := [name for name, (steps, _) in curves.items() if not steps]:
             raise UserError(f"{missing[0]}: no held-out losses; expected the .tsv that `pretrain` wrote")
         svg = chart("Pre-training: MLM loss on held-out documents", "step", "nats", curves)
@@ -1172,6 +1201,197 @@ def draw(args):
         svg = picture(load_backbone(args.backbone))
     data.write_beside(args.out, svg)
     print(f"wrote {args.out}")
+
+
+# ---- Analyses (Fig. 5, Table 7) ----
+
+FIG_5 = ("residual", "residual_sd", "cosine", "cosine_sd")  # of a layer: means and deviations over sequences
+
+
+def uniformity(x, mask):
+    """How alike the real tokens of hidden states are: x (B, n, d), mask (B, n) -> (residual, cosine), each (B,).
+
+    residual: relative norm of what is left of x without its mean token, norm(m) = sqrt(|m|_1 |m|_inf) of the largest
+    sums over columns and rows; 0 where all tokens are the same, as for one. cosine: mean over pairs i != j; of one
+    token nan. In float64. Source: Sec. 4.2, Fig. 5.
+    """
+    padding, count = ~mask[..., None], mask.sum(1)
+    x = x.double().masked_fill(padding, 0.0)  # (B, n, d)
+    # CHOICE: the residual is what is left without the mean token, which is the nearest in the Frobenius norm
+    rest = (x - x.sum(1, keepdim=True) / count[:, None, None]).masked_fill(padding, 0.0)
+    whole, left = ((m.abs().sum(1).amax(1) * m.abs().sum(2).amax(1)).sqrt() for m in (x, rest))
+    unit = F.normalize(x, dim=-1)
+    pairs = unit.sum(1).square().sum(-1) - unit.square().sum((1, 2))  # |sum of u_i|^2 holds u_i u_j of all i, j
+    return left / whole, pairs / (count * (count - 1))
+
+
+@torch.no_grad()
+def uniformity_by_layer(model, batch, device, precision):
+    """uniformity behind the embeddings and each layer, of each row of data.assemble's arrays: array (L + 1, 2, B)."""
+    model, found = model.eval().to(device), []
+    for start in range(0, len(batch["ids"]), 32):
+        part = {key: batch[key][start:start + 32] for key in ("ids", "segments", "mask")}
+        part = to_device(part | {"ids": part["ids"].astype(np.int64)}, device)
+        with matmul_precision(precision), autocast(device, precision):
+            states = hidden_states(model.encoder, part)
+            found.append(torch.stack([torch.stack(uniformity(x, part["mask"])) for x in states]))
+    return torch.cat(found, -1).cpu().numpy()
+
+
+def compared_models(args, paths):
+    """([(name, Pretraining, Tokenizer, Corpus), ..], n): of the checkpoints, else of backbones with random weights."""
+    if args.checkpoint:
+        if given := [f"--{flag}" for flag in ("backbone", "size", "steps") if getattr(args, flag)]:
+            raise UserError(f"--checkpoint brings trained models; {', '.join(given)} cannot be given with it")
+        files = {name: (path, load_tensors(path)) for name, path in named(args.checkpoint).items()}
+        found = [(name, *from_content(content, path)) for name, (path, content) in files.items()]
+        found = [(*row, data.open_corpus(paths, row[-1])) for row in found]
+        runs = [content.get("run") for _, content in files.values()]  # a search's models have none
+        known = [run["n"] for run in runs if isinstance(run, dict) and type(run.get("n")) is int and run["n"] > 4]
+        n = args.n or min(known, default=PRETRAIN["toy"].n)
+    else:
+        asked = USUAL | {"corpus": paths, "size": args.size or USUAL["size"]}
+        found = [(name, *starting_point(asked | {"backbone": name}, args.seed))
+                 for name in dict.fromkeys(args.backbone or ("bert", "autobert-zero"))]
+        n = args.n or PRETRAIN[asked["size"]].n
+    for name, model, *_ in found:
+        if n > model.encoder.config.positions:
+            raise UserError(f"--n {n}: {name} has {model.encoder.config.positions} positions")
+    return found, n
+
+
+def check_folder(path):
+    """UserError unless files can be written into a folder, which is there or in one that is."""
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise UserError(f"--out {path!r}: a file; expected a folder")
+    data.check_out(Path(path) / "x" if os.path.isdir(path) else path)
+
+
+def extremes(what, values):
+    """Who has most and least of something, in words; values: {name: number}."""
+    least, most = min(values, key=values.get), max(values, key=values.get)
+    other = f", {values[most] - values[least]:.3f} more than {least}, which has the smallest" if len(values) > 1 else ""
+    return f"{most} has the largest {what}, {values[most]:.3f}{other}"
+
+
+def fig_5(name, model, corpus, s, args, device):
+    """Train a model, unless it comes from a checkpoint; print and return its table, (L + 1, 4), columns FIG_5."""
+    def log(step, lr, parts):
+        print(f"backbone={name} step={step + 1}/{s.steps} mlm={parts['mlm']:.3f}", file=sys.stderr, flush=True)
+
+    few_threads(model.encoder.config)
+    (learnt, held), vocab = data.split_held_out(corpus), model.encoder.config.vocab
+    if not args.checkpoint:
+        try:
+            pretrain(model, data.PretrainingData(learnt, s.n, s.batch, vocab, s.seed), s, device, log)
+        except Diverged as error:
+            raise UserError(f"{name}: {error} of {s.steps}; another backbone or seed may train") from None
+    batches = data.PretrainingData(held, s.n, 32, vocab, s.seed)
+    pairs = data.assemble(held.tokens, batches.pairs[:args.rows], s.n)
+    values = uniformity_by_layer(model, pairs, device, s.precision)  # (L + 1, 2, rows)
+    table = np.stack([values.mean(-1), values.std(-1)], -1).reshape(-1, 4)
+    loss = held_out_loss(model, batches, min(20, batches.steps_per_epoch), device)["mlm"]
+    print(f"{name}: {values.shape[-1]} held-out pairs of at most {s.n} tokens; held-out MLM {loss:.3f} nats\n  layer"
+          + "".join(f"{column:>13s}" for column in FIG_5))
+    for layer, row in enumerate(table):
+        print(f"{layer:7d}" + "".join(f"{x:13.4f}" for x in row), flush=True)
+    return table
+
+
+def analyse_uniformity(args):
+    """Fig. 5: residual and cosine of every layer, of checkpoints or of backbones trained for it with one budget.
+
+    DEVIATION: measured on sentence pairs of held-out documents; the paper takes 1,280 samples of STS-B.
+    """
+    if args.out:
+        check_folder(args.out)
+    device, preset = find_device(args.device), PRETRAIN[args.size or USUAL["size"]]
+    with tempfile.TemporaryDirectory() as folder:
+        models, n = compared_models(args, args.corpus or [data.write_toy(folder) / "corpus.txt"])
+    s = replace(preset, steps=args.steps or preset.steps, n=n, seed=args.seed, precision=args.precision)
+    tables = {name: fig_5(name, model, corpus, s, args, device) for name, model, _, corpus in models}
+    rows = [(name, layer, *(f"{x:.6g}" for x in row)) for name, t in tables.items() for layer, row in enumerate(t)]
+    files, words = {"uniformity.tsv": tsv(("backbone", "layer", *FIG_5), *rows)}, []
+    for i, title in ((0, "Relative norm without the mean token"), (2, "Mean cosine of two tokens of a sequence")):
+        curves = {name: (range(len(t)), t[:, i], t[:, i] - t[:, i + 1], t[:, i] + t[:, i + 1])
+                  for name, t in tables.items()}
+        files[f"uniformity-{FIG_5[i]}.svg"] = chart(f"{title}, and its sd", "layer (0: embeddings)", FIG_5[i], curves)
+        words.append(extremes(FIG_5[i], {name: t[-1, i] for name, t in tables.items()}))
+    for name, content in files.items() if args.out else ():
+        data.write_beside(Path(args.out) / name, content)
+    print(f"Behind the last layer {'; '.join(words)}.")
+
+
+COSTS = {"parameters": ("parameters", "M", 1e6), "att": ("of att", "M", 1e6), "flops": ("FLOPs", "G", 1e9),
+         "infer_ms": ("inference", "ms", 1), "infer_MB": ("memory of inference", "MB", 1),
+         "train_ms": ("training step", "ms", 1), "train_MB": ("memory of training", "MB", 1)}  # words, unit, its size
+
+
+def costs(args, config, n, device):
+    """{backbone: {measure of COSTS: (value, ratio to that of the first backbone)}}; times as the medians of turns."""
+    found, steps = {}, BENCH.get(args.size, BENCH["mini"])[3]
+    for name in args.backbone:
+        genes = load_backbone(name, config.layers)
+        count = count_parameters(config, genes)
+        counts = count["total"], count["att"], count_flops(config, genes, n)["total"]
+        found[name] = {key: (x, x / found[args.backbone[0]][key][0] if found else 1.0) for key, x in zip(COSTS, counts)}
+    for what in ("infer", "train"):
+        rivals = contenders(what, config, n, args.batch, steps, args, device)
+        times = timed(rivals, args.turns, device)
+        for row in rivals:
+            key, first = ((x.name, x.precision) for x in (row, rivals[0]))
+            found[row.name] |= {f"{what}_ms": (1e3 * np.median(times[key]) / steps, compared(times, first, key)[1]),
+                                f"{what}_MB": (row.memory / 1e6, row.memory / rivals[0].memory)}
+    return found
+
+
+def bars(title, table, note):
+    """What `costs` found as SVG: of each measure a bar a backbone, as long as its ratio; none where that is nan."""
+    longest = max(ratio for row in table.values() for _, ratio in row.values() if ratio == ratio)
+    parts, y = [f'<text x="80" y="42">{html.escape(note)}</text>'], 72
+    for key, (words, unit, size) in COSTS.items():
+        parts.append(f'<text class="title" x="80" y="{y}">{words}</text>')
+        for i, (name, row) in enumerate(table.items()):
+            y, (value, ratio) = y + 18, row[key]
+            width = round(340 * ratio / longest, 1) if ratio == ratio else 0
+            parts.append(f'<text x="96" y="{y}">{html.escape(Path(name).stem)}</text><rect class="s{i % 6}" '
+                         f'fill="currentColor" x="216" y="{y - 10}" width="{width}" height="12"/>'
+                         f'<text x="{224 + width:.6g}" y="{y}">{value / size:.4g} {unit} ({ratio:.2f})</text>')
+        y += 30
+    return framed(title, y, parts)
+
+
+def analyse_cost(args):
+    """Table 7: parameters, FLOPs, and time and memory of inference and training, measured in turns, beside bert's."""
+    if args.out:
+        check_folder(args.out)
+    config, device, n = SIZES[args.size], find_device(args.device), args.n or PRETRAIN[args.size].n
+    if n > config.positions:
+        raise UserError(f"--n {n}: size {args.size} has {config.positions} positions")
+    few_threads(config)
+    about = {"size": args.size, "n": n, "batch": args.batch, "precision": args.precision, "turns": args.turns,
+             "device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    note = " ".join(f"{key}={value}" for key, value in about.items())
+    names = sorted(dict.fromkeys(args.backbone), key=lambda name: name != "bert")  # bert first, where it is asked for
+    args.backbone, args.precision, args.peer = names, [args.precision], None
+    table = costs(args, config, n, device)
+    print(f"{note}\nin brackets the ratio to {names[0]}\n{'':24s}" + "".join(f"{name:>18s}" for name in names))
+    for key, (words, unit, size) in COSTS.items():
+        print(f"{words + ', ' + unit:24s}" + "".join(
+            f"{f'{row[key][0] / size:.4g} ({row[key][1]:.2f})':>18s}" for row in table.values()))
+    if args.out:
+        rows = [(*about.values(), name, *(f"{row[key][i]:.6g}" for i in (0, 1) for key in COSTS))
+                for name, row in table.items()]
+        data.write_beside(Path(args.out) / "cost.tsv", tsv(
+            (*about, "backbone", *COSTS, *(f"{key}_ratio" for key in COSTS)), *rows))
+        data.write_beside(Path(args.out) / "cost.svg", bars(f"Cost, and its ratio to {names[0]}", table, note))
+    found = []
+    for key in ("parameters", "flops", "infer_ms", "infer_MB", "train_ms"):
+        ratios = {name: row[key][1] for name, row in table.items() if row[key][1] == row[key][1]}  # nan: not known
+        ends = [f"{ratios[end]:.2f} ({end})" for end in (min(ratios, key=ratios.get), max(ratios, key=ratios.get))
+                ] if ratios else ["not known here"]
+        found.append(f"{COSTS[key][0]} {' to '.join(ends)}")
+    print(f"With {names[0]} as 1: {', '.join(found)}.")
 
 
 # ---- Pre-training from the command line ----
@@ -1523,6 +1743,35 @@ def add_bench(commands):
     five.set_defaults(run=bench)
 
 
+def add_analyse(commands):
+    """The options of `analyse`."""
+    six = commands.add_parser("analyse", help="token uniformity (Fig. 5), cost (Table 7)")
+    kinds = six.add_subparsers(dest="analysis", required=True)
+    one = kinds.add_parser("uniformity", help="how alike tokens are behind each layer", description="Of checkpoints, "
+                           "or of backbones trained for it with one budget and seed; on pairs of held-out documents.")
+    one.add_argument("--checkpoint", nargs="+", help="what pretrain or a search wrote; without it train:")
+    one.add_argument("--backbone", nargs="+", help="names or backbone files; default: bert autobert-zero")
+    one.add_argument("--size", choices=SIZES, help=f"of the models to train, by its preset; default: {USUAL['size']}")
+    one.add_argument("--steps", type=data.number(int, 1, data.SEEDS), help="of training; default: the preset's")
+    one.add_argument("--corpus", nargs="+", help="text files or one token cache; default: the toy corpus")
+    one.add_argument("--rows", type=data.number(int, 1, 10**6), default=256, help="pairs to measure on")
+    one.add_argument("--n", type=data.number(int, 5, 10**5), help="tokens a pair; default: as in training")
+    one.set_defaults(run=analyse_uniformity)
+    two = kinds.add_parser("cost", help="parameters, FLOPs, time and memory beside bert's", description="Ratios of "
+                           "time are medians over turns, in each of which all backbones run.")
+    two.add_argument("--size", choices=SIZES, default="mini", help="of the models, with random weights")
+    two.add_argument("--backbone", nargs="+", default=list(BACKBONES), help="names or backbone files")
+    two.add_argument("--n", type=data.number(int, 8, 10**5), help="tokens a sequence; default: the size's preset's")
+    two.add_argument("--batch", type=data.number(int, 1, 10**6), default=16, help="sequences at once")
+    two.add_argument("--turns", type=data.number(int, 1, 10**5), default=5, help="of each, after two to warm up")
+    two.set_defaults(run=analyse_cost)
+    for kind in (one, two):
+        kind.add_argument("--precision", choices=PRECISIONS, default="fp32", help="as for pretrain")
+        kind.add_argument("--device", default="auto", help="auto, cpu or cuda")
+        kind.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="of everything random")
+        kind.add_argument("--out", help="a folder for the numbers (.tsv) and the pictures (.svg)")
+
+
 def main(argv=None):
     """The command line; see --help."""
     parser = data.Parser(description=__doc__.split("\n")[0])
@@ -1548,6 +1797,7 @@ def main(argv=None):
     four.set_defaults(run=draw)
     add_pretrain(commands)
     add_bench(commands)
+    add_analyse(commands)
     args = parser.parse_args(argv)
     args.run(args)
 

@@ -2787,6 +2787,150 @@ def test_memory_is_kept_inside_and_only_inside():
     assert kept < 100 < 5000 < faults()
 
 
+# ---- autobert.py analyse: token uniformity (Fig. 5), cost (Table 7) ----
+
+
+def uniformity_by_hand(X):
+    """(relative residual norm, mean cosine) of the real tokens (n, d) of one sequence, by NumPy's norms and loops."""
+    def norm(m):
+        return math.sqrt(np.linalg.norm(m, 1) * np.linalg.norm(m, np.inf))
+    cosines = [X[i] @ X[j] / math.sqrt((X[i] @ X[i]) * (X[j] @ X[j]))
+               for i in range(len(X)) for j in range(len(X)) if i != j]
+    return norm(X - X.mean(0)) / norm(X), np.mean(cosines)
+
+
+def test_uniformity_of_two_tokens_by_hand():
+    """Tokens (3, 1) and (1, 3): mean (2, 2), residual (1, -1) and (-1, 1) of norm 2 in 4; cosine 6 / 10."""
+    residual, cosine = autobert.uniformity(torch.tensor([[[3.0, 1.0], [1.0, 3.0]]]), torch.ones(1, 2, dtype=torch.bool))
+    assert (residual.item(), cosine.item()) == pytest.approx((0.5, 0.6))
+
+
+def test_uniformity_is_what_numpy_computes_and_padding_never_changes_it():
+    x, lengths = gaussian(4, 9, 6) + 0.5, [9, 5, 2, 1]
+    mask = torch.arange(9) < torch.tensor(lengths)[:, None]
+    found = torch.stack(autobert.uniformity(x, mask), -1)
+    for row, length in enumerate(lengths[:3]):
+        expected = uniformity_by_hand(x[row, :length].double().numpy())
+        assert found[row].tolist() == pytest.approx(expected, rel=1e-9)
+    again = torch.stack(autobert.uniformity(x.masked_fill(~mask[..., None], math.inf), mask), -1)
+    assert torch.equal(found[:3], again[:3]) and 0 < found[0, 0] != found[1, 0]
+
+
+def test_uniformity_of_equal_tokens_and_of_one():
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    residual, cosine = autobert.uniformity(torch.full((2, 3, 4), -2.0), mask)
+    assert residual.tolist() == [0, 0] and cosine[0].item() == pytest.approx(1) and math.isnan(cosine[1])
+
+
+def test_hidden_states_end_with_what_the_encoder_puts_out():
+    model = autobert.AutoBert(TINY, (BERT, "conv 3")).eval()
+    batch = {"ids": torch.arange(5, 15).view(2, 5), "segments": torch.zeros(2, 5, dtype=torch.long),
+             "mask": torch.arange(5) < torch.tensor([[5], [3]])}
+    states = list(autobert.hidden_states(model, batch))
+    assert len(states) == 3 and torch.equal(states[0], model.embed(batch["ids"], batch["segments"]))
+    assert torch.equal(states[-1], model(**batch))
+
+
+def analysed(kind, folder, *arguments, capsys):
+    """(rows of the TSV, pictures by name, last line of the output) of an analysis."""
+    capsys.readouterr()
+    autobert.main(["analyse", kind, "--device", "cpu", "--out", str(folder), *map(str, arguments)])
+    head, *rows = [line.split("\t") for line in (folder / f"{kind}.tsv").read_text().splitlines()]
+    pictures = {path.name: ElementTree.fromstring(path.read_text()) for path in folder.glob("*.svg")}
+    return [dict(zip(head, row)) for row in rows], pictures, capsys.readouterr().out.splitlines()[-1]
+
+
+def test_checkpoints_are_compared_layer_by_layer(toy, tokenizer, tmp_path, capsys):
+    models = {}
+    for name, seed in (("one", 1), ("two", 2)):
+        with autobert.seeded(seed):
+            models[name] = autobert.Pretraining(replace(TINY, vocab=tokenizer.vocab_size), (BERT, "conv 3"))
+        autobert.save_checkpoint(tmp_path / f"{name}.pt", models[name], tokenizer)
+    table, pictures, words = analysed(
+        "uniformity", tmp_path / "out", "--checkpoint", tmp_path / "one.pt", tmp_path / "two.pt", "--corpus",
+        toy / "held-out.txt", "--n", 24, "--rows", 40, capsys=capsys)
+    assert [(row["backbone"], row["layer"]) for row in table] == [(b, str(i)) for b in ("one", "two") for i in range(3)]
+    held = data.split_held_out(data.load_corpus([toy / "held-out.txt"], tokenizer))[1]
+    pairs = data.PretrainingData(held, 24, 32, tokenizer.vocab_size, 0).pairs[:40]
+    assert len(pairs) == 40  # more than are measured at once
+    batch = data.assemble(held.tokens, pairs, 24)
+    with torch.no_grad():
+        hidden = models["two"].eval().encoder(*(torch.from_numpy(batch[key]).long() for key in ("ids", "segments")),
+                                              torch.from_numpy(batch["mask"]))
+    found = [uniformity_by_hand(x[m]) for x, m in zip(hidden.double().numpy(), batch["mask"])]
+    last = {row["backbone"]: row for row in table if row["layer"] == "2"}
+    figures = [float(last["two"][key]) for key in ("residual", "cosine", "residual_sd", "cosine_sd")]
+    assert figures == pytest.approx([*np.mean(found, 0), *np.std(found, 0)], rel=1e-4)
+    for column in ("residual", "cosine"):
+        values = {name: float(row[column]) for name, row in last.items()}
+        most, least = max(values, key=values.get), min(values, key=values.get)
+        assert f"{most} has the largest {column}, {values[most]:.3f}, {values[most] - values[least]:.3f} more" in words
+        texts = [e.text for e in pictures[f"uniformity-{column}.svg"].iter() if e.tag.endswith("text")]
+        assert {"one", "two", column} <= set(texts)
+
+
+def test_backbones_are_trained_alike_and_the_same_seed_gives_the_same_numbers(toy, tmp_path, capsys, monkeypatch):
+    runs, train = [], autobert.pretrain
+    monkeypatch.setattr(autobert, "pretrain", lambda model, batches, settings, *more: (
+        runs.append((model.encoder.backbone, settings)), train(model, batches, settings, *more)))
+    options = ("--corpus", toy / "held-out.txt", "--steps", 3, "--rows", 8)
+    for folder in "ab":
+        analysed("uniformity", tmp_path / folder, *options, capsys=capsys)
+    analysed("uniformity", tmp_path / "c", *options, "--seed", 1, capsys=capsys)
+    one, two, other = ((tmp_path / folder / "uniformity.tsv").read_text() for folder in "abc")
+    assert one == two != other
+    assert [backbone for backbone, _ in runs[:2]] == [
+        autobert.load_backbone("bert", 4), autobert.load_backbone("autobert-zero", 4)]
+    assert runs[0][1] == runs[1][1] == replace(autobert.PRETRAIN["toy"], steps=3)
+
+
+def test_a_broken_training_is_one_clear_error(toy, monkeypatch):
+    def diverges(*more):
+        raise autobert.Diverged("a non-finite gradient in step 7")
+    monkeypatch.setattr(autobert, "pretrain", diverges)
+    with pytest.raises(UserError, match="bert: a non-finite gradient in step 7 of 2000"):
+        autobert.main(["analyse", "uniformity", "--corpus", str(toy / "held-out.txt")])
+
+
+def test_costs_stand_beside_berts(tmp_path, capsys, monkeypatch):
+    """Here bert is made to take three times the time and memory of autobert-zero."""
+    monkeypatch.setattr(autobert, "clock", lambda turn, device: turn)
+    monkeypatch.setattr(autobert, "peak_memory", lambda turn, model, training, device: 1e6 * turn)
+
+    def pretended(what, config, backbone, batches, steps, device):
+        size = {"infer": 1, "train": 4}[what] * (3 if "conv" not in backbone[0] else 1)
+        return None, lambda precision: size
+    monkeypatch.setattr(autobert, "our_turns", pretended)
+    table, pictures, words = analysed("cost", tmp_path / "out", "--size", "toy", "--backbone", "autobert-zero", "bert",
+                                      "--turns", 3, "--n", 16, "--batch", 2, capsys=capsys)
+    config = autobert.SIZES["toy"]
+    assert [row["backbone"] for row in table] == ["bert", "autobert-zero"]
+    for row in table:
+        genes, bert = (autobert.load_backbone(name, 4) for name in (row["backbone"], "bert"))
+        count, other = (autobert.count_parameters(config, x) for x in (genes, bert))
+        flops, flops_other = (autobert.count_flops(config, x, 16)["total"] for x in (genes, bert))
+        assert [float(row[key]) for key in ("parameters", "att", "flops")] == pytest.approx(
+            [count["total"], count["att"], flops], rel=1e-5)
+        assert [float(row[f"{key}_ratio"]) for key in ("parameters", "att", "flops")] == pytest.approx(
+            [count["total"] / other["total"], count["att"] / other["att"], flops / flops_other], rel=1e-5)
+        assert (row["n"], row["batch"], row["device"], row["torch"]) == ("16", "2", "cpu", torch.__version__)
+    zero = {key: float(value) for key, value in table[1].items() if key.startswith(("infer", "train"))}
+    assert zero == pytest.approx({"infer_ms": 1e3 / 20, "infer_MB": 1, "train_ms": 4e3 / 20, "train_MB": 4} | {
+        f"{what}_{unit}_ratio": 1 / 3 for what in ("infer", "train") for unit in ("ms", "MB")}, rel=1e-5)
+    widths = [float(e.get("width")) for e in pictures["cost.svg"].iter() if e.tag.endswith("rect")]
+    assert len(widths) == 2 * len(autobert.COSTS)
+    assert widths[1::2] == pytest.approx([340 * float(table[1][f"{key}_ratio"]) for key in autobert.COSTS], abs=0.06)
+    assert words.startswith("With bert as 1: parameters 0.95 (autobert-zero) to 1.00 (bert), FLOPs")
+    assert "inference 0.33 (autobert-zero) to 1.00 (bert)" in words
+
+
+def test_costs_are_measured(tmp_path, capsys):
+    table, _, words = analysed("cost", tmp_path / "out", "--size", "toy", "--backbone", "conv-only", "--turns", 1,
+                               "--n", 8, "--batch", 1, capsys=capsys)
+    assert len(table) == 1 and float(table[0]["infer_ms"]) > 0 and float(table[0]["train_ms"]) > 0
+    assert words.startswith("With conv-only as 1: ") and "training step 1.00 (conv-only) to 1.00" in words
+
+
 # ---- Whole pre-trainings: records, resuming, many processes ----
 
 # a script like autobert.py, but its toy model is tiny and has the dropout of its first argument, and behind the step of
@@ -3862,6 +4006,21 @@ def test_the_evidence_table_by_hand():
     ("autobert.py export --checkpoint {here}/one.txt --out {here}/new", "one.txt"),
     ("autobert.py draw --backbone {here}/illegal.json --out {here}/b.svg", "is illegal"),
     ("autobert.py draw --out .", "a folder"),
+    ("autobert.py analyse", "analysis"),
+    ("autobert.py analyse uniformity --checkpoint {here}/none.pt", "none.pt': no such file"),
+    ("autobert.py analyse uniformity --checkpoint {here}/one.txt", "one.txt"),
+    ("autobert.py analyse uniformity --checkpoint a.pt --backbone bert --size toy", "--backbone, --size cannot"),
+    ("autobert.py analyse uniformity --corpus {here}/none.txt", "none.txt"),
+    ("autobert.py analyse uniformity --corpus {toy}/held-out.txt --n 129", "--n 129: bert has 128 positions"),
+    ("autobert.py analyse uniformity --corpus {toy}/held-out.txt --backbone bert nobody", "'nobody'"),
+    ("autobert.py analyse uniformity --rows 0", "--rows: '0'"),
+    ("autobert.py analyse uniformity --out {here}/one.txt", "one.txt': a file; expected a folder"),
+    ("autobert.py analyse uniformity --out {here}/no/where", "not there"),
+    ("autobert.py analyse cost --out {here}/one.txt", "one.txt': a file; expected a folder"),
+    ("autobert.py analyse cost --size toy --n 129", "--n 129: size toy has 128 positions"),
+    ("autobert.py analyse cost --size toy --backbone bert {here}/short.json", "2 layers"),
+    ("autobert.py analyse cost --precision fp16", "'fp16'"),
+    ("autobert.py analyse cost --device tpu9", "'tpu9'"),
     ("ops.py --space 3", "--space 3"),
     ("autobert.py pretrain --corpus {here}/one.txt --vocab 40", "two documents"),
     ("autobert.py pretrain --corpus {toy}/held-out.txt --out {here}/one.txt", "exists"),
