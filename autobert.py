@@ -13,6 +13,8 @@ and the two pre-training tasks, masked language modelling (MLM) and next sentenc
     python autobert.py bench                        # how fast, and with how much memory
     python autobert.py analyse uniformity           # do tokens grow alike from layer to layer? (Fig. 5)
     python autobert.py analyse cost                 # what backbones cost beside bert (Table 7)
+    python autobert.py analyse ablations RUN        # att-only, conv-only and others, trained alike (Table 5)
+    python autobert.py analyse kendall RUN          # search scores beside those of full training (Fig. 8)
     torchrun --standalone --nproc-per-node 8 -- autobert.py pretrain ...    # many devices; without the -- torchrun
                                                                             # takes --n for an option of its own
 
@@ -1205,6 +1207,7 @@ def draw(args):
 
 # ---- Analyses (Fig. 5, Table 7) ----
 
+ABOVE = {"ablations": "ablations", "kendall": "sharing"}  # analyses of a search's run, and the command of opnas.py
 FIG_5 = ("residual", "residual_sd", "cosine", "cosine_sd")  # of a layer: means and deviations over sequences
 
 
@@ -1745,7 +1748,8 @@ def add_bench(commands):
 
 def add_analyse(commands):
     """The options of `analyse`."""
-    six = commands.add_parser("analyse", help="token uniformity (Fig. 5), cost (Table 7)")
+    six = commands.add_parser("analyse", help="token uniformity (Fig. 5), cost (Table 7), ablations (Table 5), Kendall's "
+                              "tau (Fig. 8)")
     kinds = six.add_subparsers(dest="analysis", required=True)
     one = kinds.add_parser("uniformity", help="how alike tokens are behind each layer", description="Of checkpoints, "
                            "or of backbones trained for it with one budget and seed; on pairs of held-out documents.")
@@ -1765,6 +1769,8 @@ def add_analyse(commands):
     two.add_argument("--batch", type=data.number(int, 1, 10**6), default=16, help="sequences at once")
     two.add_argument("--turns", type=data.number(int, 1, 10**5), default=5, help="of each, after two to warm up")
     two.set_defaults(run=analyse_cost)
+    kinds.add_parser("ablations", help="att-only, conv-only and others, trained alike: opnas.py ablations RUN")
+    kinds.add_parser("kendall", help="search scores beside those of full training: opnas.py sharing RUN")
     for kind in (one, two):
         kind.add_argument("--precision", choices=PRECISIONS, default="fp32", help="as for pretrain")
         kind.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -1774,6 +1780,10 @@ def add_analyse(commands):
 
 def main(argv=None):
     """The command line; see --help."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["analyse"] and "".join(argv[1:2]) in ABOVE:  # imports go downwards only: opnas.py takes over
+        script = Path(__file__).with_name("opnas.py")
+        os.execv(sys.executable, [sys.executable, str(script), ABOVE[argv[1]], *argv[2:]])
     parser = data.Parser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("summary", help="parameters and FLOPs of backbones")

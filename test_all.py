@@ -4092,6 +4092,14 @@ def test_every_script_teaches_by_help(script):
     assert result.returncode == 0 and "usage" in result.stdout and not result.stderr
 
 
+def test_analyses_of_a_run_are_handed_to_opnas():
+    for analysis, other in autobert.ABOVE.items():
+        result = command("autobert.py", "analyse", analysis, "--help")
+        assert result.returncode == 0 and result.stdout == command("opnas.py", other, "--help").stdout
+    result = command("autobert.py", "analyse", "kendall", "nowhere")
+    assert result.returncode == 2 and re.fullmatch("error: .*nowhere': no run.*\n", result.stderr)
+
+
 # ---- README ----
 
 README = (HERE / "README.md").read_text(encoding="utf-8") if (HERE / "README.md").exists() else ""
@@ -4116,6 +4124,9 @@ def test_every_command_in_readme_parses(monkeypatch):
     commands = re.findall(r"^(?:.*`)?(?:python|torchrun .*--) (\w+)\.py([^`\n]*)", README, re.M)
     assert len(commands) >= 10
     for script, arguments in commands:
+        analysis = re.match(r" analyse (ablations|kendall)\b", arguments)
+        if analysis:  # opnas.py takes over
+            script, arguments = "opnas", autobert.ABOVE[analysis[1]] + arguments[analysis.end():]
         if "--help" not in arguments and "resume" not in arguments:
             with pytest.raises(Parsed):
                 SCRIPTS[script].main(shlex.split(arguments))
