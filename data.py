@@ -106,7 +106,10 @@ def run_cli(main):
         if "can't allocate memory" not in str(error):  # as torch says it
             raise
         message, code = "out of memory; try a smaller batch, model or corpus", 2
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    message = " ".join(message.split())
+    if len(message) > 1000:  # a file's one line may be all of the file; the place is at the beginning or at the end
+        message = f"{message[:500]} .. {message[-400:]}"
+    print("error:", message, file=sys.stderr)
     sys.exit(code)
 
 
@@ -119,7 +122,7 @@ def write_beside(path, content):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(neighbour, "wb") as file:
-            content(file) if callable(content) else file.write(content.encode())
+            content(file) if callable(content) else file.write(content.encode(errors="backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
         os.replace(neighbour, path)
@@ -168,6 +171,16 @@ def check_out(path):
         raise UserError(f"--out {str(path)!r}: its folder is not there, or not writable")
     if len(os.fsencode(path.name)) > 200:
         raise UserError(f"--out {str(path)!r}: a name of more than 200 bytes")
+
+
+def check_place(flag, path, folder=False):
+    """UserError unless a file, or a folder, can be written there; folders on the way to it may be still to be made."""
+    path, what = Path(os.path.abspath(path)), ("a file", "a folder")
+    there = next(place for place in (path, *path.parents) if place.exists())
+    if there == path and there.is_dir() != folder:
+        raise UserError(f"{flag} {str(path)!r}: {what[not folder]}; expected {what[folder]} to write")
+    if not (there.is_dir() or there == path) or not os.access(there, os.W_OK):
+        raise UserError(f"{flag} {str(path)!r}: {there} is no folder, or not writable")
 
 
 def lock(path):
@@ -274,7 +287,8 @@ class Tokenizer:
         try:
             self.model.LoadFromSerializedProto(proto)
             special = [self.model.piece_to_id(piece) for piece in SPECIAL]
-        except (RuntimeError, TypeError):
+            self.pieces(range(self.vocab_size))  # bytes that are no UTF-8 would be met only where a text has them
+        except (RuntimeError, TypeError, UnicodeDecodeError):
             raise UserError(f"{name}: not a sentencepiece model") from None
         if special != list(range(5)):
             raise UserError(f"{name}: special pieces have ids {special}, expected {list(range(5))}")
@@ -750,7 +764,7 @@ def read_meta(path):
         good = all(isinstance(meta[key], kind) for key, kind in META.items()) and meta["dtype"] in ("uint16", "int32")
         good = good and all(isinstance(source["path"], str) for source in meta["sources"])
         good = good and min(meta["tokens"], meta["sentences"], meta["documents"]) > 0
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         good = False
     if not good or meta["format"] != FORMAT:
         raise UserError(f"{path}: not of format {FORMAT}, which this version reads; {AGAIN}")
@@ -781,7 +795,7 @@ def check_arrays(folder, corpus, vocab):
     """UserError where a cache's arrays cannot be those of a text; a stretch at a time, for memory."""
     first, last = corpus.documents.T
     good = {"documents": bool((first < last).all() and (first[1:] == last[:-1]).all())}
-    for name, ok in (("sentences", lambda part: (np.diff(part) > 0).all()),
+    for name, ok in (("sentences", lambda part: (part[:-1] < part[1:]).all()),
                      ("tokens", lambda part: part.min() >= 0 and part.max() < vocab)):
         array = getattr(corpus, name)
         good[name] = all(ok(array[i:i + (1 << 22) + 1]) for i in range(0, len(array), 1 << 22))

@@ -554,12 +554,14 @@ MNLI_FIRST = ("RTE", "STS-B", "MRPC")   # App. C.1: encoder and pooler start fro
 def load_finetuned(path, device="cpu"):
     """(Finetuned, Tokenizer, {"task", "n", "dev", "key"}) of what finetune --save wrote; UserError if it is none."""
     content = autobert.load_tensors(path, device)
-    task = TASKS.get(content.get("task")) if isinstance(content, dict) else None
-    if not task:
+    kinds = {"task": str, "n": int, "dev": dict, "key": str}
+    if not all(type(content.get(key)) is kind for key, kind in kinds.items()) or content["task"] not in TASKS \
+            or content["n"] < 8:
         raise UserError(f"checkpoint {str(path)!r}: not fine-tuned; expected what glue.py finetune --save wrote")
+    task = TASKS[content["task"]]
     model, tokenizer = autobert.from_content(content, path, device, lambda config, backbone: Finetuned(
         autobert.AutoBert(config, backbone), head_of(task)[1], False))
-    return model.eval(), tokenizer, {key: content[key] for key in ("task", "n", "dev", "key")}
+    return model.eval(), tokenizer, {key: content[key] for key in kinds}
 
 
 def mnli_encoder(path, encoder, tokenizer, device):
@@ -849,7 +851,7 @@ def best_spans(logits, owned, max_answer):
     same spans or some that the model scores higher, and leaves the list empty only where there is no text."""
     if not owned.any():
         return []
-    start, end = logits.astype(np.float64).T
+    (start, end), max_answer = logits.astype(np.float64).T, min(max_answer, len(logits))
     ends = np.lib.stride_tricks.sliding_window_view(np.append(end, np.full(max_answer - 1, -np.inf)), max_answer)
     score = np.where(owned[:, None], start[:, None] + ends, -np.inf).ravel()    # [first * max_answer + last - first]
     best = np.argpartition(-score, NBEST)[:NBEST] if score.size > NBEST else np.arange(score.size)
@@ -1009,8 +1011,6 @@ def resolved(args, preset, device, config=None):
     settings = replace(preset, **{key: value for key, value in given.items() if value is not None})
     if settings.n < 8 or config and settings.n > config.positions:
         raise UserError(f"--n {settings.n}: expected 8 to {config.positions if config else 512} tokens")
-    if args.out and Path(args.out).is_dir():
-        raise UserError(f"--out {args.out!r}: a folder; expected a file to write")
     print(json.dumps(vars(args) | asdict(settings) | {"device": str(device), "run": args.run.__name__}), flush=True)
     return settings
 
@@ -1047,10 +1047,12 @@ def read_cells(path):
         try:
             key, task, lr, decay, seed, _, result = cells = line.rstrip("\n").split("\t")
             if number > 1:
-                done[key, task, float(lr), float(decay), int(seed)] = json.loads(result)
+                result = done[key, task, float(lr), float(decay), int(seed)] = json.loads(result)
+                if not isinstance(result, dict) or not isinstance(result.get("score"), float):
+                    raise ValueError
             elif tuple(cells) != CELL:
                 raise ValueError
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _wrong(f"{line.strip()[:60]!r}", path, number, "the columns " + " ".join(CELL)) from None
     return done
 
@@ -1059,8 +1061,6 @@ def grid_command(args):
     """search learning rates and weight decays; --out keeps what is finished"""
     if args.mnli == "auto" and args.out and not args.save:
         raise UserError("--mnli auto with --out: expected --save, where MNLI's model waits for a later run")
-    if args.out and Path(args.out).is_dir():
-        raise UserError(f"--out {args.out!r}: a folder; expected a file to write")
     done = read_cells(args.out) if args.out else {}
 
     def note():
@@ -1083,9 +1083,8 @@ def predict_command(args):
     device, out = autobert.find_device(args.device), Path(args.out)
     paths = [path for given in map(Path, args.checkpoint) for path in (
         sorted(given.glob("*.pt")) if given.is_dir() else [given])]
-    if not paths or out.is_file():
-        raise UserError(f"--out {args.out!r}: a file; expected a folder" if paths else
-                        f"--checkpoint {' '.join(args.checkpoint)!r}: no .pt file in there")
+    if not paths:
+        raise UserError(f"--checkpoint {' '.join(args.checkpoint)!r}: no .pt file in there")
     precision = args.precision if args.precision != "auto" else "bf16" if device.type == "cuda" else "fp32"
     files = submission(paths, args.glue, FinetuneSettings(precision=precision), device, args.cache)
 
@@ -1126,8 +1125,14 @@ def load_squad(path, device):
     try:
         tuned = Finetuned(model.encoder, 2, True).to(device).eval()
         tuned.head.load_state_dict(content["squad"]["head"])
-        return model, tokenizer, tuned, FinetuneSettings(**content["squad"]["settings"])
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        settings = FinetuneSettings(**content["squad"]["settings"])
+        for f in fields(settings):
+            value = getattr(settings, f.name)
+            if type(value) is not f.type or value not in _CHOICES.get(f.name, [value]) or \
+                    f.type in (int, float) and not f.type(f.type is int and f.name != "eval_every") <= value < 2**31:
+                raise ValueError(f"{f.name} {value!r}")
+        return model, tokenizer, tuned, settings
+    except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise UserError(f"checkpoint {str(path)!r}: not a SQuAD head ({' '.join(str(error).split())[:80]})") from None
 
 
@@ -1256,6 +1261,7 @@ _OUT = {"pays": "a folder for pays.tsv", "predict": "a folder for TASK.tsv and s
 _ONLY = {"stride": "squad", "max_question": "squad", "max_answer": "squad", "small": "finetune grid",
          "keep": "finetune grid", "eval_every": "finetune grid", "lr": "finetune squad",
          "weight_decay": "finetune squad"}
+_FOLDERS = ("finetune_command save", "grid_command save", "predict_command out", "pays_command out")
 _CHOICES = {"precision": ("auto", *autobert.PRECISIONS), "keep": ("best", "last")}
 _HELP = {"keep": "the model of the best evaluation on dev counts, or the last",
          "small": "score MRPC and QQP by accuracy; by itself for size small",
@@ -1286,6 +1292,14 @@ def squad_flags(parser):
                        ("null-odds", "JSON to write, for the v2.0 scorer: id -> null score - best span's"),
                        ("nbest", f"JSON to write: id -> the {NBEST} best texts")):
         parser.add_argument("--" + flag, help=what)
+
+
+def check_places(args):
+    """UserError unless all that a command will write can be written: nobody wants to know only after the training."""
+    for name in ("out", "save", "cache", "predictions", "null_odds", "nbest"):
+        if given := getattr(args, name, None):
+            folder = name == "cache" or f"{args.run.__name__} {name}" in _FOLDERS
+            data.check_place("--" + name.replace("_", "-"), given, folder)
 
 
 def main(argv=None):
@@ -1332,6 +1346,7 @@ def main(argv=None):
     squad_flags(parts["squad"])
     parts["pays"].add_argument("--steps", type=data.number(int, 1), default=2000, help="of pre-training")
     args = parser.parse_args(argv)
+    check_places(args)
     try:
         args.run(args)
     except Diverged as error:

@@ -871,7 +871,7 @@ class Run:
                 raise ValueError("slots of another size")
             self.saved = {key: kind(self.saved[key]) for key, kind in
                           (("slots", dict), ("generation", int), ("offset", int), ("warm", bool))}
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise UserError(f"{self.folder / 'supernet.pt'}: not this run's super-net ({error})") from None
         self.net = SuperNet(_bench.config, slots=self.saved["slots"])
 
@@ -983,12 +983,16 @@ def read_finals(path):
     """The results of the final training so far, as Bench.final gives them; UserError if the file is broken."""
     try:
         results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        if not all(map(isinstance, (x for r in results for x in (r["name"], r["seed"], r["backbone"])),
+                       itertools.cycle((str, int, list)))):
+            raise TypeError("expected name, seed and backbone")
         return [{"name": r["name"], "seed": r["seed"], "backbone": r["backbone"],
                  "mlm": None if r["mlm"] is None else float(r["mlm"]),
                  "tasks": [(task, float(score)) for task, score in r["tasks"]]}
                 for r in results]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: broken ({error!r}); remove it to repeat the final training") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        raise UserError(f"{path}: broken ({type(error).__name__}: {error}); "
+                        "remove it to repeat the final training") from None
 
 
 def final_line(result):
@@ -1856,6 +1860,7 @@ def main_sharing(argv):
     args = parser.parse_args(argv)
     folder, args.again = Path(os.path.abspath(args.run)), "the same command"
     read_settings(folder)
+    data.check_place("--out", args.out or folder / "sharing", folder=True)
     with at_work(args, ["sharing", *argv]) as team, locked(folder):
         sharing(folder, team, args)
 
