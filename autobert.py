@@ -1193,7 +1193,7 @@ def draw(args):
         stems = [Path(path).stem for path in args.records]
         names = stems if len(set(stems)) == len(stems) else args.records
         curves = {name: curve(read_records(path), "held_mlm") for name, path in zip(names, args.records)}
-        if missing := [name for name, (steps, _) in curves.items() if not steps]:
+        if missing := [path for path, (steps, _) in zip(args.records, curves.values()) if not steps]:
             raise UserError(f"{missing[0]}: no held-out losses; expected the .tsv that `pretrain` wrote")
         svg = chart("Pre-training: MLM loss on held-out documents", "step", "nats", curves)
     else:
@@ -1313,8 +1313,9 @@ def resumed(path, given):
         "corpus": list, "tokens": int, "steps_per_epoch": int, "order": int, "eval_every": int, "save_every": int,
         "size": str, "name": str}
     try:
-        good = all(type(options[key]) is kind and (kind is not int or 0 <= options[key] < 2**63)
-                   and (kind is not float or 0 <= options[key] < math.inf) for key, kind in kinds.items())
+        good = isinstance(options, dict) and isinstance(state, dict)
+        good = good and all(type(options[key]) is kind and (kind is not int or 0 <= options[key] < 2**63)
+                            and (kind is not float or 0 <= options[key] < math.inf) for key, kind in kinds.items())
         good = good and min(options[key] for key in ("batch", "accumulate", "eval_every", "save_every")) > 0
         good = good and all(isinstance(path, str) for path in options["corpus"])
         good = good and options["precision"] in PRECISIONS and options["batch"] % options["accumulate"] == 0

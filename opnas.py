@@ -1818,6 +1818,7 @@ def main_compare(argv):
         args.out or ("runs/landscapes" if args.landscapes else "runs/compare")))
     check_comparison(args, arms, base, out)
     settings = given_settings(args, **dict(population=50, parents=5, children=5, rounds=4) if args.landscapes else {})
+    fresh = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -1830,8 +1831,12 @@ def main_compare(argv):
                                          for arm, runs in curves.items()}
     else:
         args.again = "the same command"
-        with at_work(args, ["compare", *argv]) as team, locked(out):
-            curves, extra = on_the_task(arms, settings, args.seeds or 5, out, team, args)
+        try:
+            with at_work(args, ["compare", *argv]) as team, locked(out):
+                curves, extra = on_the_task(arms, settings, args.seeds or 5, out, team, args)
+        finally:
+            if fresh and os.listdir(out) == ["lock"]:  # nothing was begun
+                shutil.rmtree(out)
     titles = (("Search strategies on synthetic landscapes", "true fitness of the best") if args.landscapes else
               ("Search strategies", "best score"))
     text = compare(curves, settings.population, base, out, titles, extra)
