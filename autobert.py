@@ -34,6 +34,7 @@ import shutil
 import sys
 import tempfile
 import time
+import zipfile
 import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -659,21 +660,28 @@ def save_tensors(path, content):
 
 
 def load_tensors(path, device="cpu", mapped=False):
-    """What save_tensors wrote, else UserError; only tensors and plain values are ever read (weights_only).
+    """The dict that save_tensors wrote, else UserError; only tensors and plain values are ever read (weights_only).
 
-    mapped: tensors stay in the file until they are used, and take no memory.
+    mapped: tensors stay in the file until they are used, and take no memory; their checksums are not looked at.
     """
     if not os.path.isfile(path):
         raise UserError(f"checkpoint {str(path)!r}: no such file")
     try:
-        return torch.load(path, map_location=device, weights_only=True, mmap=mapped)
+        with zipfile.ZipFile(path) as file:  # torch writes checksums, and does not look at them
+            if not mapped and (damaged := file.testzip()):
+                raise ValueError(f"{damaged} is damaged")
+        content = torch.load(path, map_location=device, weights_only=True, mmap=mapped)
+        if not isinstance(content, dict):
+            raise TypeError(f"a {type(content).__name__}, expected a dict")
+        return content
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, EOFError, OSError,
-            pickle.UnpicklingError) as error:  # what torch raises for one broken file or another
+            OverflowError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error) as error:  # for one or another
         raise UserError(f"checkpoint {str(path)!r}: broken or not a checkpoint ({_brief(error)})") from None
 
 
 def _brief(error):
-    return " ".join(f"{type(error).__name__}: {error}".split())[:120]
+    text = str(error).split("WeightsUnpickler error: ")[-1]  # what stands before it is torch's advice to run the code
+    return " ".join(f"{type(error).__name__}: {text}".split())[:120]
 
 
 def save_checkpoint(path, model, tokenizer, **more):
@@ -693,16 +701,36 @@ def from_content(content, path, device="cpu", build=Pretraining):
     try:
         known = {f.name for f in fields(ModelConfig)}
         config = ModelConfig(**{key: value for key, value in content["config"].items() if key in known})
-        model = build(config, content["backbone"]).to(device)
-        model.load_state_dict(content["state"])
-        if bad := [name for name, weight in model.state_dict().items() if not torch.isfinite(weight).all()]:
-            raise ValueError(f"{bad[0]} is not finite")
         tokenizer = data.Tokenizer(bytes(content["tokenizer"].cpu().numpy()))
         if tokenizer.vocab_size != config.vocab:
             raise ValueError(f"{tokenizer.vocab_size} pieces for a vocabulary of {config.vocab}")
+        check_state(config, content["backbone"], content["state"], build)
+        model = build(config, content["backbone"]).to(device)
+        model.load_state_dict(content["state"])
         return model, tokenizer
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise UserError(f"checkpoint {str(path)!r}: not a model of this program ({_brief(error)})") from None
+
+
+def check_state(config, backbone, state, build):
+    """ValueError or TypeError unless a config is one, and `state` holds the finite weights that it and `build` ask for.
+
+    Before any memory is taken: in a broken file the sizes may be anything.
+    """
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if type(value) is not f.type or f.type in (int, float) and not 0 <= value < 2**31:
+            raise ValueError(f"{f.name} {value!r}")
+    if not min(config.hidden, config.heads, config.embedding, config.init_std) > 0 or config.hidden % config.heads \
+            or config.dropout > 1:
+        raise ValueError(f"a config of {asdict(config)}")
+    with torch.device("meta"):
+        wanted = {name: x.shape for name, x in build(config, backbone).state_dict().items()}
+    if wrong := [name for name in wanted | state if name not in wanted or name not in state
+                 or state[name].shape != wanted[name] or not state[name].is_floating_point()]:
+        raise ValueError(f"no, other or unknown weights {wrong[0]!r}")
+    if wrong := [name for name in state if not state[name].isfinite().all()]:
+        raise ValueError(f"weights {wrong[0]!r} that are not finite")
 
 
 # ---- Speed ----
@@ -1195,8 +1223,8 @@ def draw(args):
     if args.records:
         if any(os.path.exists(args.out) and os.path.samefile(path, args.out) for path in args.records):
             raise UserError(f"--out {args.out!r}: one of the records")
-        curves = {name: curve(read_records(path), "held_mlm") for name, path in named(args.records).items()}
-        if missing := [name for name, (steps, _) in curves.items() if not steps]:
+        curves = {path: curve(read_records(path), "held_mlm") for path in args.records}
+        if missing := [path for path, (steps, _) in curves.items() if not steps]:
             raise UserError(f"{missing[0]}: no held-out losses; expected the .tsv that `pretrain` wrote")
         svg = chart("Pre-training: MLM loss on held-out documents", "step", "nats", curves)
     else:
@@ -1263,13 +1291,6 @@ def compared_models(args, paths):
     return found, n
 
 
-def check_folder(path):
-    """UserError unless files can be written into a folder, which is there or in one that is."""
-    if os.path.exists(path) and not os.path.isdir(path):
-        raise UserError(f"--out {path!r}: a file; expected a folder")
-    data.check_out(Path(path) / "x" if os.path.isdir(path) else path)
-
-
 def extremes(what, values):
     """Who has most and least of something, in words; values: {name: number}."""
     least, most = min(values, key=values.get), max(values, key=values.get)
@@ -1307,7 +1328,7 @@ def analyse_uniformity(args):
     DEVIATION: measured on sentence pairs of held-out documents; the paper takes 1,280 samples of STS-B.
     """
     if args.out:
-        check_folder(args.out)
+        data.check_out(args.out, folder=True)
     device, preset = find_device(args.device), PRETRAIN[args.size or USUAL["size"]]
     with tempfile.TemporaryDirectory() as folder:
         models, n = compared_models(args, args.corpus or [data.write_toy(folder) / "corpus.txt"])
@@ -1367,7 +1388,7 @@ def bars(title, table, note):
 def analyse_cost(args):
     """Table 7: parameters, FLOPs, and time and memory of inference and training, measured in turns, beside bert's."""
     if args.out:
-        check_folder(args.out)
+        data.check_out(args.out, folder=True)
     config, device, n = SIZES[args.size], find_device(args.device), args.n or PRETRAIN[args.size].n
     if n > config.positions:
         raise UserError(f"--n {n}: size {args.size} has {config.positions} positions")
@@ -1508,13 +1529,16 @@ def resumed(path, given):
         "corpus": list, "tokens": int, "steps_per_epoch": int, "order": int, "eval_every": int, "save_every": int,
         "size": str, "name": str}
     try:
-        good = all(type(options[key]) is kind and (kind is not int or 0 <= options[key] < 2**63)
-                   and (kind is not float or 0 <= options[key] < math.inf) for key, kind in kinds.items())
+        good = isinstance(options, dict) and isinstance(state, dict)
+        good = good and all(type(options[key]) is kind and (kind is not int or 0 <= options[key] < 2**63)
+                            and (kind is not float or 0 <= options[key] < math.inf) for key, kind in kinds.items())
         good = good and min(options[key] for key in ("batch", "accumulate", "eval_every", "save_every")) > 0
+        good = good and all(isinstance(path, str) for path in options["corpus"])
         good = good and options["precision"] in PRECISIONS and options["batch"] % options["accumulate"] == 0
         good = good and type(state["step"]) is int and 0 < state["step"] < options["steps"]
         good = good and type(state["seconds"]) is float and 0 <= state["seconds"] < math.inf
-    except (KeyError, TypeError, AttributeError):
+        good = good and isinstance(state["optimizer"], dict)
+    except (LookupError, TypeError, AttributeError):
         good = False
     if not good:
         raise UserError(f"--resume {path!r}: not written by `pretrain` of this program")
@@ -1571,7 +1595,7 @@ def load_moments(optimizer, saved, path):
         good = all(optimizer.state[p][key].shape == p.shape and optimizer.state[p][key].dtype == p.dtype
                    for group in optimizer.param_groups for p in group["params"] for key in ("exp_avg", "exp_avg_sq"))
         good = good and all(s["step"].shape == () and len(s) == 3 for s in optimizer.state.values())
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError):
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError):
         good = False
     if not good:
         raise UserError(f"--resume {path!r}: its moments are not those of the model")
@@ -1748,8 +1772,8 @@ def add_bench(commands):
 
 def add_analyse(commands):
     """The options of `analyse`."""
-    six = commands.add_parser("analyse", help="token uniformity (Fig. 5), cost (Table 7), ablations (Table 5), Kendall's "
-                              "tau (Fig. 8)")
+    six = commands.add_parser("analyse", help="token uniformity (Fig. 5), cost (Table 7), ablations (Table 5), "
+                              "Kendall's tau (Fig. 8)")
     kinds = six.add_subparsers(dest="analysis", required=True)
     one = kinds.add_parser("uniformity", help="how alike tokens are behind each layer", description="Of checkpoints, "
                            "or of backbones trained for it with one budget and seed; on pairs of held-out documents.")

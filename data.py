@@ -106,7 +106,10 @@ def run_cli(main):
         if "can't allocate memory" not in str(error):  # as torch says it
             raise
         message, code = "out of memory; try a smaller batch, model or corpus", 2
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    message = " ".join(message.split())
+    if len(message) > 1000:  # a file's one line may be all of the file; the place is at the beginning or at the end
+        message = f"{message[:500]} .. {message[-400:]}"
+    print("error:", message, file=sys.stderr)
     sys.exit(code)
 
 
@@ -120,7 +123,7 @@ def write_beside(path, content):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(neighbour, "wb") as file:
-            content(file) if callable(content) else file.write(content.encode())
+            content(file) if callable(content) else file.write(content.encode(errors="backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
         os.replace(neighbour, path)
@@ -160,9 +163,14 @@ def alive(pid):
     return True
 
 
-def check_out(path, flag="--out"):
-    """UserError unless a file can be written there."""
-    path = Path(path)
+def check_out(path, flag="--out", folder=False):
+    """UserError unless a file can be written there; or a folder, which and whose parents need not be there yet."""
+    path, whole = Path(path), Path(os.path.abspath(path))
+    if folder:
+        there = next(place for place in (whole, *whole.parents) if place.exists())
+        if not path.name or not there.is_dir() or not os.access(there, os.W_OK):
+            raise UserError(f"{flag} {str(path)!r}: a file, or not writable; expected a folder, or a place for one")
+        return
     if not path.name or path.is_dir():
         raise UserError(f"{flag} {str(path)!r}: a folder; expected a file to write")
     if path.exists() and not path.is_file():
@@ -277,7 +285,8 @@ class Tokenizer:
         try:
             self.model.LoadFromSerializedProto(proto)
             special = [self.model.piece_to_id(piece) for piece in SPECIAL]
-        except (RuntimeError, TypeError):
+            self.pieces(range(self.vocab_size))  # bytes that are no UTF-8 would be met only where a text has them
+        except (RuntimeError, TypeError, UnicodeDecodeError):
             raise UserError(f"{name}: not a sentencepiece model") from None
         if special != list(range(5)):
             raise UserError(f"{name}: special pieces have ids {special}, expected {list(range(5))}")
@@ -753,7 +762,7 @@ def read_meta(path):
         good = all(isinstance(meta[key], kind) for key, kind in META.items()) and meta["dtype"] in ("uint16", "int32")
         good = good and all(isinstance(source["path"], str) for source in meta["sources"])
         good = good and min(meta["tokens"], meta["sentences"], meta["documents"]) > 0
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         good = False
     if not good or meta["format"] != FORMAT:
         raise UserError(f"{path}: not of format {FORMAT}, which this version reads; {AGAIN}")
@@ -784,7 +793,7 @@ def check_arrays(folder, corpus, vocab):
     """UserError where a cache's arrays cannot be those of a text; a stretch at a time, for memory."""
     first, last = corpus.documents.T
     good = {"documents": bool((first < last).all() and (first[1:] == last[:-1]).all())}
-    for name, ok in (("sentences", lambda part: (np.diff(part) > 0).all()),
+    for name, ok in (("sentences", lambda part: (part[:-1] < part[1:]).all()),
                      ("tokens", lambda part: part.min() >= 0 and part.max() < vocab)):
         array = getattr(corpus, name)
         good[name] = all(ok(array[i:i + (1 << 22) + 1]) for i in range(0, len(array), 1 << 22))

@@ -565,16 +565,14 @@ MNLI_FIRST = ("RTE", "STS-B", "MRPC")   # App. C.1: encoder and pooler start fro
 def load_finetuned(path, device="cpu"):
     """(Finetuned, Tokenizer, {"task", "n", "dev", "key"}) of what finetune --save wrote; UserError if it is none."""
     content = autobert.load_tensors(path, device)
-    task = TASKS.get(str(content.get("task"))) if isinstance(content, dict) else None
-    if not task:
+    kinds = {"task": str, "n": int, "dev": dict, "key": str}
+    if not all(type(content.get(key)) is kind for key, kind in kinds.items()) or content["task"] not in TASKS \
+            or content["n"] < 8:
         raise UserError(f"checkpoint {str(path)!r}: not fine-tuned; expected what glue.py finetune --save wrote")
+    task = TASKS[content["task"]]
     model, tokenizer = autobert.from_content(content, path, device, lambda config, backbone: Finetuned(
         autobert.AutoBert(config, backbone), head_of(task)[1], False))
-    more = {key: content.get(key) for key in ("task", "n", "dev", "key")}
-    if type(more["n"]) is not int or not 8 <= more["n"] <= model.encoder.config.positions:
-        raise UserError(f"checkpoint {str(path)!r}: rows of {more['n']!r} tokens; expected "
-                        f"8 to {model.encoder.config.positions}")
-    return model.eval(), tokenizer, more
+    return model.eval(), tokenizer, {key: content[key] for key in kinds}
 
 
 def save_finetuned(path, model, tokenizer, task, settings, result, key):
@@ -896,7 +894,7 @@ def best_spans(logits, owned, max_answer):
     same spans or some that the model scores higher, and leaves the list empty only where there is no text."""
     if not owned.any():
         return []
-    start, end = logits.astype(np.float64).T
+    (start, end), max_answer = logits.astype(np.float64).T, min(max_answer, len(logits))
     ends = np.lib.stride_tricks.sliding_window_view(np.append(end, np.full(max_answer - 1, -np.inf)), max_answer)
     score = np.where(owned[:, None], start[:, None] + ends, -np.inf).ravel()    # [first * max_answer + last - first]
     best = np.argpartition(-score, NBEST)[:NBEST] if score.size > NBEST else np.arange(score.size)
@@ -1065,16 +1063,12 @@ def resolved(args, preset, device, config=None):
 def check_outputs(args, *inputs):
     """UserError unless everything that args name to write can be written, and is none of the others or the inputs."""
     taken = {os.path.realpath(path) for path in inputs if path and path != "auto"}
-    for name in ("out", "save", "predictions", "null_odds", "nbest"):
+    folders = ("cache", "out" if args.run is predict_command else "save" * (args.run is not squad_command))
+    for name in ("out", "save", "cache", "predictions", "null_odds", "nbest"):
         path, flag = getattr(args, name, None), "--" + name.replace("_", "-")
         if path is None:
             continue
-        if name == "save" and args.run is not squad_command or args.run is predict_command:
-            there = next(place for place in (Path(path).absolute(), *Path(path).absolute().parents) if place.exists())
-            if not path or not there.is_dir() or not os.access(there, os.W_OK):
-                raise UserError(f"{flag} {path!r}: a file, or not writable; expected a folder, or a place for one")
-            continue
-        data.check_out(path, flag)
+        data.check_out(path, flag, folder=name in folders)
         if os.path.realpath(path) in taken:
             raise UserError(f"{flag} {path!r}: the same file as another that is read or written here")
         taken.add(os.path.realpath(path))
@@ -1209,12 +1203,11 @@ def load_squad(path, device):
         settings = FinetuneSettings(**content["squad"]["settings"])
         for f in fields(settings):                                  # what the flags would refuse
             value = getattr(settings, f.name)
-            if type(value) is not f.type or f.type is int and value < (f.name != "eval_every"):
+            if type(value) is not f.type or value not in _CHOICES.get(f.name, [value]) or \
+                    f.type in (int, float) and not f.type(f.type is int and f.name != "eval_every") <= value < 2**31:
                 raise ValueError(f"{f.name} {value!r}")
-        if settings.precision not in autobert.PRECISIONS or settings.n < 8:
-            raise ValueError(f"precision {settings.precision}, n {settings.n}")
         return model, tokenizer, (tuned, settings, content["squad"]["version"])
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise UserError(f"checkpoint {str(path)!r}: not a SQuAD head ({' '.join(str(error).split())[:80]})") from None
 
 
@@ -1312,6 +1305,8 @@ def toy_jobs(folder, tokenizer, device):
 
 def pays_command(args):
     """show on toy data what fine-tuning gains by pre-training"""
+    if args.out:
+        data.check_out(args.out, folder=True)
     device, rows = autobert.find_device(args.device), []
     autobert.few_threads(autobert.SIZES["toy"])                     # the same figures on any number of cores
     with tempfile.TemporaryDirectory() as folder:

@@ -873,7 +873,7 @@ class Run:
                 raise ValueError("slots of another size")
             self.saved = {key: kind(self.saved[key]) for key, kind in
                           (("slots", dict), ("generation", int), ("offset", int), ("warm", bool))}
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise UserError(f"{self.folder / 'supernet.pt'}: not this run's super-net ({error})") from None
         self.net = SuperNet(_bench.config, slots=self.saved["slots"])
 
@@ -985,12 +985,16 @@ def read_finals(path):
     """The results of the final training so far, as finals wrote them; UserError if the file is broken."""
     try:
         results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        if not all(map(isinstance, (x for r in results for x in (r["name"], r["seed"], r["backbone"])),
+                       itertools.cycle((str, int, list)))):
+            raise TypeError("expected name, seed and backbone")
         return [{"name": r["name"], "seed": r["seed"], "backbone": r["backbone"],
                  "mlm": None if r["mlm"] is None else float(r["mlm"]),
                  "tasks": [(task, float(score)) for task, score in r["tasks"]]}
                 for r in results]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: broken ({error!r}); remove it to repeat the final training") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        raise UserError(f"{path}: broken ({type(error).__name__}: {error}); "
+                        "remove it to repeat the final training") from None
 
 
 def final_line(result):
@@ -1965,6 +1969,7 @@ def main_compare(argv):
         args.out or ("runs/landscapes" if args.landscapes else "runs/compare")))
     check_comparison(args, arms, base, out)
     settings = given_settings(args, **dict(population=50, parents=5, children=5, rounds=4) if args.landscapes else {})
+    fresh = not out.exists()
     made_folder(out)
     if args.landscapes:
         pairs = args.seeds or 60
@@ -1974,8 +1979,12 @@ def main_compare(argv):
                                          for arm, runs in curves.items()}
     else:
         args.again = "the same command"
-        with at_work(args, ["compare", *argv]) as team, locked(out):
-            curves, extra = on_the_task(arms, settings, args.seeds or 5, out, team, args)
+        try:
+            with at_work(args, ["compare", *argv]) as team, locked(out):
+                curves, extra = on_the_task(arms, settings, args.seeds or 5, out, team, args)
+        finally:
+            if fresh and os.listdir(out) == ["lock"]:  # nothing was begun
+                shutil.rmtree(out)
     titles = (("Search strategies on synthetic landscapes", "true fitness of the best") if args.landscapes else
               ("Search strategies", "best score"))
     text = compare(curves, settings.population, base, out, titles, extra)
@@ -2012,6 +2021,7 @@ def main_sharing(argv):
         return
     folder, args.again = Path(os.path.abspath(args.run)), "the same command"
     read_settings(folder)
+    data.check_out(args.out or folder / "sharing", folder=True)
     with at_work(args, ["sharing", *argv]) as team, locked(folder):
         sharing(folder, team, args)
 

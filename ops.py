@@ -245,8 +245,8 @@ def parse(text):
         if not isinstance(last, ast.Expr):
             fail(last, "expected the output, an expression, as the last statement")
         output = read(last.value)
-    except (SyntaxError, RecursionError, MemoryError) as error:
-        why = error.args[0] if error.args else "too deep"
+    except (SyntaxError, RecursionError, MemoryError, UnicodeEncodeError) as error:
+        why = getattr(error, "reason", None) or (error.args[0] if error.args else "too deep")
         raise ValueError(f"formula {text[:120]!r} does not parse: {why}") from None
     if output < 4:
         fail(last, "the output is a bare input; expected at least one op")

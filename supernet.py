@@ -138,7 +138,7 @@ def write_child(run, name, out):
         config = replace(config, vocab=tokenizer.vocab_size)
         net = SuperNet(config, slots=saved["slots"], transforms=settings["transforms"] == "on")
         child = net.child(autobert.load_backbone(name, config.layers))
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise data.UserError(f"{run}: not a finished search ({type(error).__name__}: {error})") from None
     if os.path.exists(out):
         raise data.UserError(f"--out {out!r} exists; name another")
