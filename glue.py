@@ -1069,7 +1069,7 @@ def check_outputs(args, *inputs):
         if path is None:
             continue
         data.check_out(path, flag, folder=name in folders)
-        if os.path.realpath(path) in taken:
+        if name not in folders and os.path.realpath(path) in taken:
             raise UserError(f"{flag} {path!r}: the same file as another that is read or written here")
         taken.add(os.path.realpath(path))
 
@@ -1118,7 +1118,7 @@ def read_cells(path):
                     raise ValueError
             elif number == 1 and tuple(cells) != CELL:
                 raise ValueError
-        except (ValueError, TypeError, LookupError):
+        except (ValueError, TypeError, LookupError, RecursionError):
             if line.endswith("\n"):
                 raise _wrong(f"{line.strip()[:60]!r}", path, number, "the columns " + " ".join(CELL)) from None
     return done

@@ -3940,8 +3940,8 @@ glue.py finetune --checkpoint good/pre.pt --glue good/glue --task RTE --n 16 --m
 glue.py grid --checkpoint {checkpoint} --glue {glue} --task RTE --n 16 --out {cells}
 glue.py predict --checkpoint {tuned} --glue {unlabelled} --out {place} --cache {place} --device cpu
 glue.py baseline --glue {glue} --task RTE --out {file}
-glue.py squad --checkpoint {checkpoint} --train {squad} --dev {squad} --n 16 --out {file} --save {file} --device cpu
-glue.py squad --checkpoint {squad_model} --n 16 --dev good/squad.json --predictions {file} --nbest {file}
+glue.py squad --checkpoint {checkpoint} --train {squad} --dev {squad} --n 16 --out {file} --save good/new.y --device cpu
+glue.py squad --checkpoint {squad_model} --n 16 --dev good/squad.json --predictions {file} --nbest good/new.y
 glue.py squad --check --tokenizer {tokenizer} --dev {squad} --n 16 --out {file}
 glue.py pays --steps 1 --out {place}
 data.py toy {empty}
