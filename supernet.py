@@ -30,7 +30,7 @@ import data
 SHARING = (  # part of a slot's name: what it is | who shares it. The first that fits counts.
     (".attention.inputs.", "input maps", "a layer's attentions, each map those that read its input (Q, K, V or P)"),
     (".attention.", "W_O, LayerNorm", "a layer's attentions"),
-    (".convolution.kernel", "kernel", "a layer's convolutions; all 65 taps, or the centre 31 that smaller ones start from"),
+    (".convolution.kernel", "kernel", "a layer's convolutions; all 65 taps, or the 31 that smaller ones start from"),
     (".convolution.transforms.", "transforms T", "a layer's convolutions that pass it on the way down to their kernel"),
     (".convolution.", "GLU, linear, LayerNorm", "a layer's convolutions"),
     (".feedforward.", "feed-forward", "a layer's attentions and convolutions"),
