@@ -123,7 +123,7 @@ ATTENTIONS = {
 def fold(dag, leaves, step):
     """The one walk over a genome: slots, the four `leaves` first, then step(op, *operands) for every node in order.
 
-    Values, formulas and canonical forms are all this walk with another `step`.
+    Types, values, formulas and canonical forms are all this walk with another `step`.
     Example: fold((("neg", 1),), [5, 7, 0, 0], lambda op, x: -x) -> [5, 7, 0, 0, -7]
     """
     slots = list(leaves)
@@ -256,20 +256,21 @@ def parse(text):
 # ---- Legality (Sec. 3.1: "we examine whether every operation is legit") ----
 
 
-def step_types(dag):
-    """The type of every node in order; the list ends with None at the first node whose operands do not fit."""
-    slots = ["nd"] * 4
-    for op, *args in dag:
-        slots.append(OPS[op].type(*(slots[a] for a in args)))
-        if slots[-1] is None:
-            break
-    return slots[4:]
+def slot_types(dag):
+    """The type of every slot, inputs first; None for a node whose operands do not fit, and for all that reads it."""
+    return fold(dag, ["nd"] * 4, lambda op, *types: None if None in types else OPS[op].type(*types))
+
+
+def mixing(dag):
+    """Of every node whether it sums or normalises over the tokens: there, and only there, tokens mix."""
+    types = slot_types(dag)
+    return [any(axis and types[a] and types[a][axis] == "n" for a, axis in zip(args, OPS[op].reduces))
+            for op, *args in dag]
 
 
 def mixes(dag):
-    """Whether some node of a well-typed graph sums or normalises over the tokens."""
-    types = ["nd"] * 4 + step_types(dag)
-    return any(axis and types[a][axis] == "n" for op, *args in dag for a, axis in zip(args, OPS[op].reduces))
+    """Whether some node of a well-typed graph mixes tokens."""
+    return any(mixing(dag))
 
 
 def why_illegal(dag, require_mixing=True):
@@ -286,9 +287,9 @@ def why_illegal(dag, require_mixing=True):
             return f"step {t + 1}: {node!r} reads a slot that is not filled yet"
     if not 1 <= len(dag) <= MAX_LENGTH:
         return f"{len(dag)} ops; expected 1 to {MAX_LENGTH}"
-    types = ["nd"] * 4 + step_types(dag)
-    if types[-1] is None:
-        step = len(types) - 4
+    types = slot_types(dag)
+    if None in types:
+        step = types.index(None) - 3
         op, *args = dag[step - 1]
         return f"step {step}: {op} does not take {' and '.join(_axes(types[a]) for a in args)}"
     if types[-1] != "nd":
@@ -313,7 +314,7 @@ def fuse(dag):
     The fast path: the same function by torch's scaled_dot_product_attention with Y's transpose as key. Only where
     nothing else reads the values between; a graph without the pattern comes back as it is.
     """
-    types, reads = ["nd"] * 4 + step_types(dag), Counter(a for _, *args in dag for a in args)
+    types, reads = slot_types(dag), Counter(a for _, *args in dag for a in args)
 
     def operands(slot, op):  # of the node there, if it is this op and read once
         return dag[slot - 4][1:] if slot >= 4 and dag[slot - 4][0] == op and reads[slot] == 1 else ()
@@ -382,7 +383,7 @@ def evaluate(dag, inputs, mask=None, dropout=0.0):
 
 def flops(dag, n, d_h):
     """Floating-point operations of one head on one sequence of n tokens; a multiply-add counts as two."""
-    size, types = {"n": n, "d": d_h}, ["nd"] * 4 + step_types(dag)
+    size, types = {"n": n, "d": d_h}, slot_types(dag)
     return sum(OPS[op].flops(size[types[x][0]], size[types[x][1]], size[out[1]])
                for (op, x, *_), out in zip(dag, types[4:]))
 
@@ -390,26 +391,17 @@ def flops(dag, n, d_h):
 # ---- Random graphs ----
 
 
-@functools.cache
-def _fitting(op, goal):
-    """The operand types that `op` takes to give a value of type `goal` (None: any)."""
-    every = itertools.product(("nd", "dn", "nn", "dd"), repeat=OPS[op].arity)
-    return {types for types in every if (out := OPS[op].type(*types)) and out == (goal or out)}
-
-
 def _operands(rng, op, slots, open_, fresh, least, goal):
     """Operands for `op` among typed slots, at least `least` of them open nodes, result of type `goal` (None: any)."""
     # CHOICE: prefer what nothing has read yet; x + x, cos(x, x), dist(x, x) and a second dist are damped, not
     # forbidden: else they crowd the draws, for they always fit
     weight = {a: 8 if a in open_ else 3 if a in fresh else 1 for a in slots}
-    fitting, same = _fitting(op, goal), 0.03 if op in ("add", "cos", "dist") else 1
-    if OPS[op].arity == 1:
-        choices = {(a,): weight[a] for a in slots if (slots[a],) in fitting}
-    else:
-        choices = {(a, b): weight[a] * weight[b] * (same if a == b else 1) for a in slots for b in slots
-                   if (slots[a], slots[b]) in fitting}
-    if least > 0:  # many open nodes wait for a reader, and few steps are left
-        choices = {args: w for args, w in choices.items() if len(open_.intersection(args)) >= least}
+    choices = {}
+    for args in itertools.product(slots, repeat=OPS[op].arity):
+        type_ = OPS[op].type(*(slots[a] for a in args))
+        if type_ and goal in (None, type_) and len(open_.intersection(args)) >= least:
+            alike = op in ("add", "cos", "dist") and args[0] == args[1]
+            choices[args] = math.prod(weight[a] for a in args) * (0.03 if alike else 1)
     return rng.choices(list(choices), list(choices.values()))[0] if choices else None
 
 
@@ -532,26 +524,6 @@ def count_failures(draws, rng, dtype, n=128, d_h=64):
 # ---- Command line ----
 
 
-def tree(dag):
-    """A graph as an ASCII tree from the output down; a node that is read twice is drawn once and then named."""
-    reads, names, lines = Counter(a for _, *args in dag for a in args), {}, []
-
-    def draw_(slot, first, rest):
-        if slot < 4 or slot in names:
-            lines.append(first + (INPUTS[slot] if slot < 4 else f"see {names[slot]}"))
-            return
-        if reads[slot] > 1:
-            names[slot] = f"({len(names) + 1})"
-        op, *args = dag[slot - 4]
-        lines.append(f"{first}{op} {names.get(slot, '')}".rstrip())
-        for i, a in enumerate(args):
-            last = i == len(args) - 1
-            draw_(a, rest + ("`- " if last else "|- "), rest + ("   " if last else "|  "))
-
-    draw_(3 + len(dag), "", "")
-    return "\n".join(lines)
-
-
 def show_space(draws):
     """Print how random draws spread, how many legal graphs there are, and how many are not finite."""
     torch.set_num_threads(1)  # the tensors are small
@@ -579,21 +551,33 @@ def show_space(draws):
         print(f"{draws:,} random graphs, n = 128, d_h = 64, {dtype}: {count_failures(draws, rng, dtype)}", flush=True)
 
 
-
-
 def describe(text):
-    """Everything about one formula as text: steps with types, legality, inputs, cost."""
+    """Everything about one formula as text: its steps with their types and where tokens mix, legality, inputs, cost."""
     dag = parse(text)
-    why = why_illegal(dag)
-    lines = [f"formula  {formula(dag)}"]
-    for step, ((op, *args), type_) in enumerate(itertools.zip_longest(dag, step_types(dag)), 1):
-        operands = ", ".join(INPUTS[a] if a < 4 else f"step {a - 3}" for a in args)
-        lines.append(f"  step {step:<2} {_axes(type_) if type_ else '?'}  {op}({operands})")
+    why, types = why_illegal(dag), slot_types(dag)[4:]
+    lines = [f"formula  {formula(dag)}", "         n tokens, d channels of a head; Q, K, V and P are (n,d)"]
+    for step, ((op, *args), type_, mixed) in enumerate(zip(dag, types, mixing(dag)), 1):
+        call = f"{op}({', '.join(INPUTS[a] if a < 4 else f'step {a - 3}' for a in args)})"
+        note = "<- over the tokens: they mix, padding is hidden" if mixed and type_ else ""
+        lines.append(f"  step {step:<2} {_axes(type_) if type_ else '  ?  '}  {call:<24} {note}".rstrip())
     lines += [f"legal    {'no: ' + why if why else 'yes'}",
               f"inputs   {' '.join(used(dag))}   path length {len(dag)}"]
     if not why:
         lines.append(f"cost     {flops(dag, 128, 64):,} FLOPs a head at n = 128, d_h = 64")
     return "\n".join(lines)
+
+
+def show_table():
+    """Print Table 1, the published attentions, one of them step by step, and a few random ones."""
+    print("Table 1: the ten primitives (n tokens, d head channels; x is (a,k))\n")
+    for op, row in OPS.items():
+        print(f"  {op:<11} {row.text.format('x', 'y'):<14} {row.type.__doc__}")
+    print("\nBERT's attention and those of AutoBERT-Zero's even layers\n")
+    for name, text in ATTENTIONS.items():
+        print(f"  {name:<5} {text}")
+    print(f"\nL2 step by step\n\n{describe(ATTENTIONS['L2'])}\n\nRandom legal ones, as a search begins with\n")
+    for seed in range(4):
+        print(f"  {formula(random_dag(random.Random(seed)))}")
 
 
 def main(argv=None):
@@ -603,39 +587,22 @@ def main(argv=None):
     parser.add_argument("--space", type=int, metavar="DRAWS", help="statistics of the space, slow")
     parser.error = lambda message: parser.exit(2, f"error: {message} (see --help)\n")
     args = parser.parse_args(argv)
-    if args.space is not None:
-        if args.space < 100:
-            parser.error(f"--space {args.space}: expected at least 100 draws")
-        show_space(args.space)
-        return 0
-    if args.formula:
-        try:
-            print("\n\n".join(describe(text) for text in args.formula))
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        return 0
-    print("Table 1: the ten primitives (n tokens, d head channels; x is (a,k))\n")
-    for op, row in OPS.items():
-        print(f"  {op:<11} {row.text.format('x', 'y'):<14} {row.type.__doc__}")
-    print("\nBERT's attention and those of AutoBERT-Zero's even layers\n")
-    for name, text in ATTENTIONS.items():
-        print(f"  {name:<5} {text}")
-        print("        " + tree(parse(text)).replace("\n", "\n        ") + "\n")
-    print(describe(ATTENTIONS["L2"]))
-    draws = [draw(random.Random(seed)) for seed in range(1000)]
-    legal = [dag for dag in draws if why_illegal(dag, require_mixing=False) is None]
-    print(f"\nOf 1,000 random draws {len(legal) / 10:.1f} % are legal, "
-          f"{100 * sum(map(mixes, legal)) / len(legal):.1f} % of these mix tokens; for example\n")
-    for seed in range(4):
-        print(f"  {formula(random_dag(random.Random(seed)))}")
-    return 0
+    if args.space is not None and args.space < 100:
+        parser.error(f"--space {args.space}: expected at least 100 draws")
+    try:
+        if args.space:
+            show_space(args.space)
+        elif args.formula:
+            print("\n\n".join(map(describe, args.formula)))
+        else:
+            show_table()
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
 
 
 if __name__ == "__main__":
     try:
-        code = main()
+        main()
         sys.stdout.flush()
     except (BrokenPipeError, KeyboardInterrupt):  # `| head` has seen enough
         os._exit(130)
-    sys.exit(code)

@@ -27,16 +27,20 @@ import data
 
 # ---- The sharing rule ----
 
-SHARING = (  # part of a parameter's name: who holds the same slot. The first that fits counts.
-    (".attention.inputs.", "attention layers here that read this input (Q, K, V or P)"),
-    (".attention.", "attention layers here: W_O and the LayerNorm behind"),
-    (".convolution.kernel", "convolutions here: all 65 taps, or the centre 31 that smaller kernels are made of"),
-    (".convolution.transforms.",
-     "convolutions here with this kernel or a smaller one: the matrix T on the way to it"),
-    (".convolution.", "convolutions here: GLU linear, out linear and the LayerNorm behind"),
-    (".feedforward.", "both branches here: the feed-forward part and its LayerNorm"),
-    ("", "every candidate: embeddings, pooler, MLM and NSP heads"),
+SHARING = (  # part of a slot's name: what it is | who shares it. The first that fits counts.
+    (".attention.inputs.", "input maps", "a layer's attentions, each map those that read its input (Q, K, V or P)"),
+    (".attention.", "W_O, LayerNorm", "a layer's attentions"),
+    (".convolution.kernel", "kernel", "a layer's convolutions; all 65 taps, or the 31 that smaller ones start from"),
+    (".convolution.transforms.", "transforms T", "a layer's convolutions that pass it on the way down to their kernel"),
+    (".convolution.", "GLU, linear, LayerNorm", "a layer's convolutions"),
+    (".feedforward.", "feed-forward", "a layer's attentions and convolutions"),
+    ("", "embeddings, pooler, MLM and NSP heads", "every candidate"),
 )
+
+
+def kind(slot):
+    """What a slot is, by its name. Example: "encoder.layers.0.attention.inputs.Q.weight" -> input maps"""
+    return next(what for part, what, _ in SHARING if part in slot)
 
 
 def window(slot, shape):
@@ -114,16 +118,30 @@ def write_back(net, children, how="best"):
 # ---- Command line ----
 
 
-def compare(config, backbones):
-    """Rows (rule, slots, parameters, how many of them each backbone holds) for the table that main prints."""
+def common(held):
+    """{slot: parameters that all hold} of dicts {slot: parameters}; of two kernels it is the smaller, their centre."""
+    return {name: min(counts[name] for counts in held) for name in held[0] if all(name in counts for counts in held)}
+
+
+def show(config, names):
+    """Print what the backbones of these names hold of a super-net, and what of it they share, in all and by layer."""
+    backbones = [autobert.load_backbone(name, config.layers) for name in names]
     net = SuperNet(config)
-    held = [dict(net.child(backbone).named_parameters()) for backbone in backbones]
-    rows = []
-    for part, who in SHARING:
-        names = [name for name in net.slots if next(p for p, _ in SHARING if p in name) == part]
-        size, *sizes = (sum(w[name].numel() for name in names if name in w) for w in (net.slots, *held))
-        rows.append((who, len(names), size, sizes))
-    return rows
+    held = [{name: p.numel() for name, p in net.child(backbone).named_parameters()} for backbone in backbones]
+    shared = common(held)
+    columns = [{name: slot.numel() for name, slot in net.slots.items()}, *held, shared]
+    print(f"A super-net of {config.layers} layers, d {config.hidden}: its parameters, how many of them each backbone "
+          "takes,\nand how many are the same ones for all of these backbones\n")
+    titles = ("super-net", *(name[-13:] for name in names), "in common")
+    print("".join(f"{title:>14}" for title in titles) + "   what, and who shares it")
+    for _, what, who in SHARING:
+        counts = (sum(count for name, count in column.items() if kind(name) == what) for column in columns)
+        print("".join(f"{count:>14,}" for count in counts) + f"   {what}: {who}")
+    print("".join(f"{sum(column.values()):>14,}" for column in columns) + "   all")
+    print("\nlayer by layer")
+    for layer, genes in enumerate(zip(*backbones)):
+        kinds = dict.fromkeys(kind(name) for name in shared if f".layers.{layer}." in name)
+        print(f"  L{layer + 1}  {'  |  '.join(genes)}\n      in common: {', '.join(kinds)}")
 
 
 def write_child(run, name, out):
@@ -156,18 +174,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.run:
         return write_child(args.run, args.backbone[0], args.out)
-    config = autobert.SIZES[args.size]
-    backbones = [autobert.load_backbone(name, config.layers) for name in args.backbone]
-    rows = [(who, [size, *held]) for who, _, size, held in compare(config, backbones)]
-    rows.append(("all", map(sum, zip(*(counts for _, counts in rows)))))
-    print(f"A super-net of {config.layers} layers, d {config.hidden}: "
-          "parameters by who shares a slot, and how many each holds\n(here: in the same layer)\n")
-    print("  " + "".join(f"{title:>14}" for title in ("super-net", *(name[-13:] for name in args.backbone))))
-    for who, counts in rows:
-        print("  " + "".join(f"{count:>14,}" for count in counts) + f"   {who}")
-    print("\nlayer by layer")
-    for number, genes in enumerate(zip(*backbones), 1):
-        print(f"  L{number}  " + "  |  ".join(genes))
+    show(autobert.SIZES[args.size], args.backbone)
 
 
 if __name__ == "__main__":
