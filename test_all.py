@@ -4509,7 +4509,7 @@ def test_analyses_of_a_run_are_handed_to_opnas():
 
 # ---- README ----
 
-README = (HERE / "README.md").read_text(encoding="utf-8") if (HERE / "README.md").exists() else ""
+README, RESULTS = ((HERE / folder / "README.md").read_text(encoding="utf-8") for folder in ("", "results"))
 
 
 def test_the_two_commands_are_what_ci_runs():
@@ -4528,8 +4528,8 @@ def test_every_command_in_readme_parses(monkeypatch):
         original(self, argv, namespace)
         raise Parsed
     monkeypatch.setattr(ops.argparse.ArgumentParser, "parse_args", parse)
-    commands = re.findall(r"^(?:.*`)?(?:python|torchrun .*--) (\w+)\.py([^`\n]*)", README, re.M)
-    assert len(commands) >= 10
+    commands = re.findall(r"^(?:.*`)?(?:python|torchrun .*--) (\w+)\.py([^`\n]*)", README + RESULTS, re.M)
+    assert len(commands) >= 40
     for script, arguments in commands:
         analysis = re.match(r" analyse (ablations|kendall)\b", arguments)
         if analysis:  # opnas.py takes over
@@ -4537,6 +4537,27 @@ def test_every_command_in_readme_parses(monkeypatch):
         if "--help" not in arguments and "resume" not in arguments:
             with pytest.raises(Parsed):
                 SCRIPTS[script].main(shlex.split(arguments))
+
+
+def test_readmes_quick_start_runs(finished, toy, tmp_path, monkeypatch, capsys):
+    """Its first command is `finished`, at less than toy size; here are those behind it, on that run."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished[0], "runs/001")
+    shutil.copytree(toy, "runs/001/toy")
+    quick = README[README.index("## Quick start"):README.index("**On a GPU**")]
+    commands = re.findall(r"^python (\w+)\.py (.*)$", quick, re.M)
+    assert len(commands) >= 5
+    for script, arguments in commands:
+        SCRIPTS[script].main(shlex.split(arguments) + ["--epochs", "1"] * ("finetune" in arguments))
+    assert {"runs", "best.svg", "export"} <= set(os.listdir()) and Path("runs/001/report.html").exists()
+    assert "SST-2" in capsys.readouterr().out
+
+
+def test_readme_has_its_parts_in_order():
+    parts = re.findall(r"^## (.*)$", README, re.M)
+    assert parts == ["Status", "Install", "Quick start", "Read the code in this order", "Paper → code",
+                     "Choices and deviations", "Results", "Commands, columns and files", "Porting guide", "Limits",
+                     "Citation", "Licence"]
 
 
 def test_every_name_in_readme_exists():
@@ -4556,7 +4577,7 @@ def test_readme_collects_every_choice_and_deviation():
 
 def test_readmes_table_of_sizes_is_what_summary_prints(capsys):
     autobert.main(["summary"])
-    assert capsys.readouterr().out.rstrip() in README
+    assert capsys.readouterr().out.rstrip() in RESULTS
 
 
 def test_readmes_figures_are_the_recorded_ones():
@@ -4564,19 +4585,35 @@ def test_readmes_figures_are_the_recorded_ones():
         lines = (HERE / "results" / name).read_text().splitlines()
         figures = r"(M .*e\+\d\d  (best|bert|autobert-zero)|about .* \+-|of \d+,\d+ draws)"
         tables = [line for line in lines if re.search(figures, line)]
-        assert tables and all(line in README for line in tables), name
-    blocks = re.findall(r"```\n(.*?)```", README, re.S)
+        assert tables and all(line in README + RESULTS for line in tables), name
+    blocks = re.findall(r"```\n(.*?)```", RESULTS, re.S)
     for name, mark in (("compare-landscapes.txt", "  literal "), ("compare-toy.txt", "  random+ws "),
                        ("compare-parts.txt", "  no-probe "), ("sharing.txt", "start   steps"),
-                       ("bench.txt", "training step, mini")):
+                       ("bench.txt", "training step, base"), ("ablations.txt", "average (x 100)"),
+                       ("cost.txt", "memory of training")):
         recorded = (HERE / "results" / name).read_text().splitlines()
         block = next(block for block in blocks if mark in block)
         assert all(line in recorded for line in block.splitlines()), name
-    for name, loss, accuracy in re.findall(r"^(\S+) +held-out mlm=(\S+) nsp=\S+ nsp_accuracy=(\S+)$", README, re.M):
+    header, *rows = [re.split(r"  +", line) for line in next(b for b in blocks if b.startswith("task")).splitlines()]
+    assert len(rows) == 10
+    for column, name in list(enumerate(header))[3:]:
+        kept = {line.split("\t")[0]: line.split("\t") for line in
+                (HERE / f"results/glue-{name}.tsv").read_text().splitlines()}
+        for row in rows:
+            assert [row[column], row[2]] == [kept[row[0]][3], kept[row[0]][7]], (row[0], name)
+    for model, version, exact, f1 in re.findall(r"^(\S+) +(v[12]\.\d) +([\d.]+) +([\d.]+)$", RESULTS, re.M):
+        line, = [line for line in (HERE / f"results/squad-{version}-{model}.tsv").read_text().splitlines()
+                 if line.startswith("tau 0")]
+        assert line.split("\t")[2:4] == [exact, f1], (model, version)
+    kept = [line.split("\t") for line in (HERE / "results/uniformity.tsv").read_text().splitlines()]
+    for name, layer, residual, cosine in re.findall(r"^(bert|autobert-zero) +(\d) +(\d\.\d+) +(\d\.\d+)$", RESULTS, re.M):
+        row, = [row for row in kept if row[:2] == [name, layer]]
+        assert (f"{float(row[2]):.3f}", f"{float(row[4]):.3f}") == (residual, cosine), (name, layer)
+    for name, loss, accuracy in re.findall(r"^(\S+) +held-out mlm=(\S+) nsp=\S+ nsp_accuracy=(\S+)$", RESULTS, re.M):
         last = autobert.read_records(HERE / f"results/pretrain-{name}.tsv")[-1]
         assert last["step"] == "20000"
         assert (f"{float(last['held_mlm']):.4f}", f"{float(last['held_nsp_accuracy']):.4f}") == (loss, accuracy)
     recorded = (HERE / "results/pays.tsv").read_text().splitlines()
     for line in recorded[1:]:
         name, *figures = line.split("\t")
-        assert re.search(rf"^{re.escape(name)}\s+" + r"\s+".join(map(re.escape, figures)) + "$", README, re.M), name
+        assert re.search(rf"^{re.escape(name)}\s+" + r"\s+".join(map(re.escape, figures)) + "$", RESULTS, re.M), name
