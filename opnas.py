@@ -644,6 +644,7 @@ class Team:
         for process in self.processes:
             process.kill()
             process.wait()
+            process.stdin.close()
         signal.signal(signal.SIGINT, heard)
 
 
