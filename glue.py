@@ -49,6 +49,13 @@ import data
 from autobert import Diverged
 from data import UserError
 
+
+
+def log(**pairs):
+    """One line of progress, key=value, on stderr."""
+    print(*(f"{k}={v:.4f}" if isinstance(v, float) else f"{k}={v}" for k, v in pairs.items()), file=sys.stderr)
+
+
 # ---- metrics (Appendix C), from their definitions ----------------------------------------------------------------
 
 
@@ -109,21 +116,13 @@ def spearman(x, y):
 
 
 def _inversions(r):
-    """Pairs i < j with r[i] > r[j], r integers >= 0. Example: [2, 0, 1] -> 2
-
-    Such a pair agrees in its upper bits and then has 1 before 0: count the ones before each zero, bit by bit. r stands
-    in groups of equal upper bits, each in first order; a bit takes linear time."""
-    r, total, at = r.copy(), 0, np.arange(len(r))
-    for bit in reversed(range(int(r.max()).bit_length())):
-        one = r >> bit & 1
-        start = np.maximum.accumulate(np.where(np.diff(r >> bit + 1, prepend=-1), at, 0))       # of the own group
-        ones_before = np.cumsum(one) - one
-        ones_before -= ones_before[start]
-        total += int(ones_before[one == 0].sum())
-        zeros = np.bincount(start, 1 - one)[start].astype(np.int64)                             # in the own group
-        to = start + np.where(one, zeros + ones_before, at - start - ones_before)
-        r[to] = r.copy()                                            # zeros first, else in the order they stand
-    return total
+    """Pairs i < j with r[i] > r[j]: those within each half, and those across, counted in one half sorted.
+    Example: [2, 0, 1] -> 2"""
+    if len(r) <= 64:
+        return int(np.triu(r[:, None] > r, 1).sum())
+    left, right = np.array_split(r, 2)
+    across = len(left) * len(right) - int(np.searchsorted(np.sort(left), right, side="right").sum())
+    return _inversions(left) + _inversions(right) + across
 
 
 def kendall_tau(x, y):
@@ -179,6 +178,10 @@ class Task:
     def dev(self):
         return [split for split in self.files if split.startswith("dev")]
 
+    @property
+    def test(self):
+        return [split for split in self.files if split.startswith("test")]
+
     def metric(self, small=False):
         return self.small_metric if small and self.small_metric else self.metrics[0]
 
@@ -225,7 +228,7 @@ def task_file(folder, task, split):
 
 def examples_of(folder, task, split):
     """Yield what read_task gives, one row at a time; the file is never in memory as a whole."""
-    path, test, skipped, number, width = task_file(folder, task, split), split.startswith("test"), 0, 0, 0
+    path, test, skipped, number, width = task_file(folder, task, split), split in task.test, 0, 0, 0
     columns, label = (task.test_columns, None) if test else (task.columns, task.label)
     names = data.COLUMNS[task.name][2].split("|") + ([] if test else [data.COLUMNS[task.name][3]])
     used = [*columns, *([] if test else [label])]
@@ -398,6 +401,11 @@ def head_of(task):
     return (F.cross_entropy, len(task.labels)) if task.labels else (score_loss, 1)
 
 
+def as_labels(task, outputs):
+    """(rows, outputs) of the linear map -> (rows,) class ids, or for STS-B numbers around 0..5."""
+    return outputs.argmax(1) if task.labels else outputs[:, 0] * 5
+
+
 def lengths_of(rows):
     """(rows,) tokens of each row of an Encoded."""
     return np.diff(rows.ends) if isinstance(rows, Rows) else np.array([len(ids) for ids, _ in rows])
@@ -474,8 +482,7 @@ def outputs_of(model, rows, settings, device):
 
 def predict(model, task, rows, settings, device):
     """(rows,) class ids, or for STS-B numbers around 0..5."""
-    outputs = np.stack(outputs_of(model, rows, settings, device))   # (rows, outputs)
-    return outputs.argmax(1) if task.labels else outputs[:, 0] * 5
+    return as_labels(task, np.stack(outputs_of(model, rows, settings, device)))
 
 
 def scores(task, dev, predicted, small=False):
@@ -551,9 +558,10 @@ def bag_of_words(task, train, dev, seed=0, epochs=5, buckets=1 << 17):
         loss_of(of([bags[i] for i in picked]), y[picked]).backward()
         optimizer.step()
     with torch.no_grad():
-        said = {split: of([bag(*row[:2], buckets) for row in rows]).numpy() for split, rows in dev.items()}
+        predicted = {split: as_labels(task, of([bag(*row[:2], buckets) for row in rows]).numpy())
+                     for split, rows in dev.items()}
     gold = {split: Encoded(None, label_array(rows, task)) for split, rows in dev.items()}
-    return scores(task, gold, {split: x.argmax(1) if task.labels else x[:, 0] * 5 for split, x in said.items()})
+    return scores(task, gold, predicted)
 
 
 # ---- GLUE: checkpoints, the table, the grid, the leaderboard's files -----------------------------------------------
@@ -697,14 +705,14 @@ def submission(checkpoints, folder, settings, device, cache=None):
         model, tokenizer, more = load_finetuned(path, device)
         autobert.few_threads(model.encoder.config)
         task = TASKS[more["task"]]
-        for split in (split for split in task.files if split.startswith("test")):
+        for split in task.test:
             rows = load_split(folder, task, split, tokenizer, more["n"], cache).rows
             found = predict(model, task, rows, settings, device)
             said = [task.labels[i] for i in found] if task.labels else [f"{min(5, max(0, x)):.3f}" for x in found]
             name = f"{shown(task, split)}.tsv"
             if name in files:
                 raise UserError(f"checkpoint {str(path)!r}: another one is of {task.name}, too; expected one a task")
-            files[name] = "index\tprediction\n" + "".join(f"{i}\t{text}\n" for i, text in enumerate(said))
+            files[name] = autobert.tsv(("index", "prediction"), *enumerate(said))
     return files
 
 
@@ -1017,11 +1025,6 @@ def finetune_squad(encoder, tokenizer, train, dev, settings=SQUAD_PRESETS["toy",
 # ---- command line --------------------------------------------------------------------------------------------------
 
 
-def log(**pairs):
-    """One line of progress, key=value, on stderr."""
-    print(*(f"{k}={v:.4f}" if isinstance(v, float) else f"{k}={v}" for k, v in pairs.items()), file=sys.stderr)
-
-
 def show(header, rows, out=None, printed=True):
     """Print a table, and write it to `out` as TSV."""
     rows = [header, *([f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows)]
@@ -1029,7 +1032,7 @@ def show(header, rows, out=None, printed=True):
     for row in rows * printed:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
     if out:
-        data.write_beside(out, "".join("\t".join(row) + "\n" for row in rows))
+        data.write_beside(out, autobert.tsv(*rows))
 
 
 def teach(args):
@@ -1102,7 +1105,7 @@ CELL = ("settings", "task", "lr", "weight_decay", "seed", "score", "scores")
 
 def cell_line(run, result):
     """A finished run (fingerprint, task, learning rate, weight decay, seed) as a line of a grid's --out."""
-    return "\t".join(map(str, (*run, result["score"], json.dumps(result)))) + "\n"
+    return autobert.tsv((*run, result["score"], json.dumps(result)))
 
 
 def read_cells(path):
@@ -1129,7 +1132,7 @@ def grid_command(args):
     args.lrs = args.lrs or [float(f"{times * PRESETS[args.preset].lr:.6g}") for times in LRS]
     out = args.out and Path(args.out)
     done = read_cells(out) if out and out.exists() else {}
-    head = "\t".join(CELL) + "\n"
+    head = autobert.tsv(CELL)
     if done and not out.read_bytes().endswith(b"\n"):
         data.write_beside(out, head + "".join(cell_line(*cell) for cell in done.items()))
 
@@ -1170,7 +1173,7 @@ def predict_command(args):
     for name, text in files.items():
         data.write_beside(out / name, text)
     data.write_beside(out / "submission.zip", pack)
-    missing = {f"{shown(task, split)}.tsv" for task in TASKS.values() for split in task.files if split[:4] == "test"}
+    missing = {f"{shown(task, split)}.tsv" for task in TASKS.values() for split in task.test}
     print(f"wrote {out / 'submission.zip'} with {', '.join(files)}; the leaderboard also wants "
           + ", ".join([*sorted(missing - set(files)), "WNLI.tsv", "AX.tsv"]))
 
