@@ -346,32 +346,39 @@ def load_task(folder, task, tokenizer, n, cache=None):
 # ---- fine-tuning: one model and one loop for all tasks and SQuAD ---------------------------------------------------
 
 
+def option(default, text, least=1, most=math.inf, choices=(), of="finetune grid squad"):
+    """A field of FinetuneSettings: the help text of its flag, the values it takes, the commands that have the flag."""
+    return field(default=default, metadata={"help": text, "least": least, "most": most, "choices": choices, "of": of})
+
+
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """Lengths in tokens; the last three are SQuAD's. The defaults suit the toy size."""
-    epochs: int = 3
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.1        # share of all steps
-    batch: int = 16
-    eval_batch: int = 128
-    n: int = 40                # of a row; SQuAD: of a window
-    bucket: int = 50           # batches whose rows are sorted by length together; 1: not at all
-    precision: str = "fp32"    # as autobert.PretrainSettings has it
-    small: bool = False        # score MRPC and QQP by accuracy, as Table 4 does for the small size
-    keep: str = "last"         # the weights after the last step, or those of the "best" evaluation on dev
-    eval_every: int = 0        # steps between these; 0: once an epoch
-    stride: int = 24           # between the beginnings of two windows
-    max_question: int = 16
-    max_answer: int = 30
+    """One fine-tuning; the last three are SQuAD's. The defaults suit the toy size."""
+    epochs: int = option(3, "passes over the training rows")
+    lr: float = option(1e-3, "peak learning rate", 0, of="finetune squad")
+    weight_decay: float = option(0.01, "AdamW's", 0, of="finetune squad")
+    warmup: float = option(0.1, "share of all steps with rising learning rate", 0, 1)
+    batch: int = option(16, "rows a step")
+    eval_batch: int = option(128, "rows of a forward pass without training", of="finetune grid predict squad")
+    n: int = option(40, "tokens of a row or, for SQuAD, of a window, at most", 8)
+    bucket: int = option(50, "batches whose rows are sorted by length together; 1: no sorting")
+    precision: str = option("fp32", "as for autobert.py pretrain; auto: bf16 on cuda, else fp32",
+                            choices=("auto", *autobert.PRECISIONS), of="finetune grid predict squad")
+    small: bool = option(False, "score MRPC and QQP by accuracy, as Table 4 does for size small: its default",
+                         0, of="finetune grid")
+    keep: str = option("last", "the model of the best evaluation on dev counts, or the last",
+                       choices=("best", "last"), of="finetune grid")
+    eval_every: int = option(0, "steps between evaluations; 0: once an epoch", 0, of="finetune grid")
+    stride: int = option(24, "tokens between the beginnings of two windows", of="squad")
+    max_question: int = option(16, "tokens of a question, at most", of="squad")
+    max_answer: int = option(30, "tokens of an answer, at most", of="squad")
 
 
 # the search's fast fine-tuning (appendix: "model evaluation phase"); CHOICE: batch 32, which is not given
 PAPER = FinetuneSettings(lr=2e-5, warmup=0.01, batch=32, n=128)
-PAPER_SQUAD = replace(PAPER, n=384, stride=128, max_question=64)    # v1.1: 3 epochs, batch 32; windows as BERT's
 PRESETS = {"toy": FinetuneSettings(keep="best"), "paper": replace(PAPER, keep="best")}
-SQUAD_PRESETS = {("toy", "v1.1"): FinetuneSettings(n=64, bucket=1), ("toy", "v2.0"): FinetuneSettings(n=64, bucket=1),
-                 ("paper", "v1.1"): PAPER_SQUAD, ("paper", "v2.0"): replace(PAPER_SQUAD, epochs=2, batch=48)}
+SQUAD_PRESETS = {"toy": FinetuneSettings(n=64, bucket=1), "paper": replace(PAPER, n=384, stride=128, max_question=64)}
+SQUAD_PRESETS["paper v2.0"] = replace(SQUAD_PRESETS["paper"], epochs=2, batch=48)
 
 
 class Finetuned(nn.Module):
@@ -1015,7 +1022,7 @@ def judge_squad(questions, answers):
             for name, tau in taus.items()}
 
 
-def finetune_squad(encoder, tokenizer, train, dev, settings=SQUAD_PRESETS["toy", "v1.1"], seed=0, device="cpu"):
+def finetune_squad(encoder, tokenizer, train, dev, settings=SQUAD_PRESETS["toy"], seed=0, device="cpu"):
     """[Question], [Question] -> squad_scores on dev at tau = 0, and "score" = F1 / 100."""
     model = fit_squad(encoder, squad_windows(train, tokenizer, settings), settings, seed, device)
     result = judge_squad(dev, answer_squad(model, dev, tokenizer, settings, device))["tau 0"]
@@ -1035,7 +1042,7 @@ def show(header, rows, out=None, printed=True):
         data.write_beside(out, autobert.tsv(*rows))
 
 
-def teach(args):
+def teach():
     """The tasks, and what the metrics say of a few predictions."""
     show(["task", "texts", "labels", "scored by"],
          [[t.name, len(t.columns), " ".join(t.labels or ["0..5"]), ", ".join(t.metrics)] for t in TASKS.values()])
@@ -1051,22 +1058,21 @@ def resolved(args, preset, device, config=None):
     given = {f.name: getattr(args, f.name, None) for f in fields(preset)}
     if given["precision"] == "auto":
         given["precision"] = "bf16" if device.type == "cuda" else "fp32"
-    if config and given["small"] is None:                           # Table 4 scores this size by accuracy
+    if config and "small" in args and args.small is None:           # Table 4 scores this size by accuracy
         small = autobert.SIZES["small"]
         given["small"] = (config.layers, config.hidden) == (small.layers, small.hidden)
     settings = replace(preset, **{key: value for key, value in given.items() if value is not None})
-    if settings.n < 8 or config and settings.n > config.positions:
-        raise UserError(f"--n {settings.n}: expected 8 to {config.positions if config else 512} tokens")
-    command = args.run.__name__.removesuffix("_command")
-    read = {key: value for key, value in asdict(settings).items() if command in _ONLY.get(key, command)}
-    print(json.dumps(vars(args) | read | {"device": str(device), "run": command}), flush=True)
+    if config and settings.n > config.positions:
+        raise UserError(f"--n {settings.n}: expected at most {config.positions}, the model's positions")
+    read = {f.name: getattr(settings, f.name) for f in fields(settings) if args.command in f.metadata["of"]}
+    print(json.dumps(vars(args) | read | {"device": str(device)}), flush=True)
     return settings
 
 
 def check_outputs(args, *inputs):
     """UserError unless everything that args name to write can be written, and is none of the others or the inputs."""
     taken = {os.path.realpath(path) for path in inputs if path and path != "auto"}
-    folders = ("cache", "out" if args.run is predict_command else "save" * (args.run is not squad_command))
+    folders = ["cache", {"predict": "out", "pays": "out", "squad": None}.get(args.command, "save")]
     for name in ("out", "save", "cache", "predictions", "null_odds", "nbest"):
         path, flag = getattr(args, name, None), "--" + name.replace("_", "-")
         if path is None:
@@ -1162,8 +1168,7 @@ def predict_command(args):
     if not paths:
         raise UserError(f"--checkpoint {' '.join(args.checkpoint)!r}: no .pt file in there")
     check_outputs(args)
-    precision = args.precision if args.precision != "auto" else "bf16" if device.type == "cuda" else "fp32"
-    files = submission(paths, args.glue, FinetuneSettings(precision=precision), device, args.cache)
+    files = submission(paths, args.glue, resolved(args, FinetuneSettings(), device), device, args.cache)
 
     def pack(file):
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as whole:
@@ -1205,9 +1210,9 @@ def load_squad(path, device):
         tuned.head.load_state_dict(content["squad"]["head"])
         settings = FinetuneSettings(**content["squad"]["settings"])
         for f in fields(settings):                                  # what the flags would refuse
-            value = getattr(settings, f.name)
-            if type(value) is not f.type or value not in _CHOICES.get(f.name, [value]) or \
-                    f.type in (int, float) and not f.type(f.type is int and f.name != "eval_every") <= value < 2**31:
+            value, of = getattr(settings, f.name), f.metadata
+            if type(value) is not f.type or not (
+                    value in of["choices"] if of["choices"] else of["least"] <= value <= min(of["most"], 2**31)):
                 raise ValueError(f"{f.name} {value!r}")
         return model, tokenizer, (tuned, settings, content["squad"]["version"])
     except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
@@ -1260,10 +1265,9 @@ def squad_command(args):
     tuned, before, trained_on = (None, None, version) if args.train or not head else head
     if trained_on != version:
         raise UserError(f"{args.checkpoint}: a head for SQuAD {trained_on}, {args.dev}: {version}; expected the same")
-    settings = resolved(args, before or SQUAD_PRESETS[args.preset, version], device)
     check_outputs(args, args.checkpoint, args.train, args.dev, args.tokenizer)
-    if args.checkpoint and settings.n > model.encoder.config.positions:
-        raise UserError(f"--n {settings.n}: expected at most {model.encoder.config.positions}, the model's positions")
+    settings = resolved(args, before or SQUAD_PRESETS.get(f"{args.preset} {version}", SQUAD_PRESETS[args.preset]),
+                        device, model.encoder.config if args.checkpoint else None)
     if args.check:
         tokenizer = data.Tokenizer.load(args.tokenizer) if args.tokenizer else tokenizer
         return show_check(dev, tokenizer, settings, args.out)
@@ -1308,8 +1312,7 @@ def toy_jobs(folder, tokenizer, device):
 
 def pays_command(args):
     """show on toy data what fine-tuning gains by pre-training"""
-    if args.out:
-        data.check_out(args.out, folder=True)
+    check_outputs(args)
     device, rows = autobert.find_device(args.device), []
     autobert.few_threads(autobert.SIZES["toy"])                     # the same figures on any number of cores
     with tempfile.TemporaryDirectory() as folder:
@@ -1340,106 +1343,77 @@ def pays_command(args):
          args.out and Path(args.out) / "pays.tsv")
 
 
-_OUT = {"pays": "a folder for pays.tsv", "predict": "a folder for TASK.tsv and submission.zip",
-        "grid": "a file that keeps finished runs; they are not repeated"}
-_ONLY = {"stride": "squad", "max_question": "squad", "max_answer": "squad", "small": "finetune grid",
-         "keep": "finetune grid", "eval_every": "finetune grid", "lr": "finetune squad",
-         "weight_decay": "finetune squad"}
-_CHOICES = {"precision": ("auto", *autobert.PRECISIONS), "keep": ("best", "last")}
-_HELP = {"epochs": "passes over the training rows", "lr": "peak learning rate", "weight_decay": "AdamW's",
-         "warmup": "share of all steps with rising learning rate", "batch": "rows a step",
-         "eval_batch": "rows of a forward pass without training", "n": "tokens of a row, at most",
-         "bucket": "batches whose rows are sorted by length together; 1: no sorting",
-         "precision": "auto: bf16 on cuda, else fp32",
-         "keep": "the model of the best evaluation on dev counts, or the last",
-         "small": "score MRPC and QQP by accuracy; where neither is given, for size small",
-         "eval_every": "steps between evaluations, where 0 is once an epoch",
-         "max_answer": "tokens of an answer, at most",
-         "stride": "tokens between the beginnings of two windows", "max_question": "tokens of a question, at most"}
+# ---- the flags of each command, and main ---------------------------------------------------------------------------
+
+COMMANDS = {"finetune": finetune_command, "grid": grid_command, "predict": predict_command,
+            "baseline": baseline_command, "squad": squad_command, "pays": pays_command}
+_SQUAD_FILE = "official JSON, plain, .xz or .gz"
+FLAGS = (  # the commands that have it, the flag, its help text, what else argparse shall know; then the settings' flags
+    ("finetune grid", "--checkpoint", "what autobert.py pretrain, a search or supernet.py wrote", {"required": True}),
+    ("predict", "--checkpoint", "what --save wrote: files or folders", {"required": True, "nargs": "+"}),
+    ("squad", "--checkpoint", "what autobert.py pretrain, a search, supernet.py or --save wrote"),
+    ("finetune grid predict baseline", "--glue", "the folder that holds CoLA, SST-2, ..", {"required": True}),
+    ("finetune grid baseline", "--task", "one or all eight", {"choices": ["all", *TASKS], "default": "all"}),
+    ("finetune grid", "--mnli", f"where {', '.join(MNLI_FIRST)} start: MNLI.pt of --save; auto: MNLI's best of "
+     "this run"),
+    ("squad", "--train", _SQUAD_FILE + "; without it the checkpoint must be one that --save wrote, whose settings then "
+     "stand for the preset's"),
+    ("squad", "--dev", _SQUAD_FILE, {"required": True}),
+    ("squad", "--v2", "the files are v2.0: a question may have no answer", {"action": "store_true"}),
+    ("squad", "--check", "no model: feed in the gold spans, show which answers come back and which do not",
+     {"action": "store_true"}),
+    ("squad", "--tokenizer", "a tokenizer.model, for --check without a checkpoint"),
+    ("finetune grid predict", "--cache", "a folder that keeps encoded rows for the next time"),
+    ("finetune grid", "--save", "a folder for the best model of each task, TASK.pt"),
+    ("squad", "--save", "a checkpoint to write, with the fine-tuned weights and head"),
+    ("squad", "--predictions", "JSON to write, as the official scorers take it: id -> text, at tau = 0"),
+    ("squad", "--null-odds", "JSON to write, for the v2.0 scorer: id -> null score - best span's"),
+    ("squad", "--nbest", f"JSON to write: id -> the {NBEST} best texts"),
+    ("finetune baseline squad", "--out", "a file to write"),
+    ("grid", "--out", "a file that keeps finished runs; they are not repeated"),
+    ("predict", "--out", "a folder for TASK.tsv and submission.zip", {"required": True}),
+    ("pays", "--out", "a folder for pays.tsv"),
+    ("finetune grid predict squad pays", "--device", "auto, cpu or cuda", {"default": "auto"}),
+    ("finetune grid baseline squad pays", "--seed", "the first seed", {"type": data.number(int, 0, data.SEEDS),
+                                                                      "default": 0}),
+    ("finetune grid baseline", "--seeds", "runs, from --seed on", {"type": data.number(int, 1), "default": 1}),
+    ("pays", "--seeds", "runs, from --seed on", {"type": data.number(int, 1), "default": 3}),
+    ("pays", "--steps", "of pre-training", {"type": data.number(int, 1), "default": 2000}),
+    ("baseline", "--small", "score MRPC and QQP by accuracy", {"action": "store_true"}),
+    ("grid", "--lrs", "learning rates; by default six, from half to 2.5 times the preset's",
+     {"type": data.number(float, 0), "nargs": "+"}),
+    ("grid", "--decays", "weight decays", {"type": data.number(float, 0), "nargs": "+", "default": list(DECAYS)}),
+    ("finetune grid squad", "--preset", "settings for the toy size, or those of the paper for its sizes",
+     {"choices": list(PRESETS), "default": "toy"}),
+)
 
 
-def usual(command, setting):
-    """What the presets have, for a help text. Example: "squad", "epochs" -> " (toy: 3, paper: 3, paper v2.0: 2)" """
-    presets = SQUAD_PRESETS if command == "squad" else {(name, "v1.1"): preset for name, preset in PRESETS.items()}
-    found = {key: f"{getattr(preset, setting)}" for key, preset in presets.items()}
-    shown = [f"{name}{' v2.0' * (version == 'v2.0')}: {value}" for (name, version), value in found.items()
-             if version == "v1.1" or value != found[name, "v1.1"]]
-    return f" ({', '.join(shown)})"
-
-
-def setting_flags(parser, name):
-    """A flag for each field of FinetuneSettings that the command `name` reads."""
-    for f in fields(FinetuneSettings):
-        least, most = int(f.type is int and f.name != "eval_every"), 1 if f.name == "warmup" else math.inf
-        how = {"choices": _CHOICES[f.name]} if f.type is str else {"action": argparse.BooleanOptionalAction} \
-            if f.type is bool else {"type": data.number(f.type, least, most)}
-        if name in _ONLY.get(f.name, name):
-            parser.add_argument("--" + f.name.replace("_", "-"), **how, default=None,
-                                help=_HELP[f.name] + usual(name, f.name))
-
-
-def squad_flags(parser):
-    """The options that only `squad` has."""
-    parser.add_argument("--train", help="official JSON, plain, .xz or .gz; without it the checkpoint must be "
-                                "one that --save wrote, whose settings then stand for the preset's")
-    parser.add_argument("--dev", required=True, help="official JSON, plain, .xz or .gz")
-    for flag, what in (("v2", "the files are v2.0: a question may have no answer"),
-                       ("check", "no model: feed in the gold spans, show which answers come back and which do not")):
-        parser.add_argument("--" + flag, action="store_true", help=what)
-    for flag, what in (("tokenizer", "a tokenizer.model, for --check without a checkpoint"),
-                       ("save", "a checkpoint to write, with the fine-tuned weights and head"),
-                       ("predictions", "JSON to write, as the official scorers take it: id -> text, at tau = 0"),
-                       ("null-odds", "JSON to write, for the v2.0 scorer: id -> null score - best span's"),
-                       ("nbest", f"JSON to write: id -> the {NBEST} best texts")):
-        parser.add_argument("--" + flag, help=what)
+def setting_flags(parser, command):
+    """A flag for each field of FinetuneSettings that the command reads; where not given, the preset's value stands."""
+    presets = SQUAD_PRESETS if command == "squad" else PRESETS
+    for f in (f for f in fields(FinetuneSettings) if command in f.metadata["of"]):
+        values = {name: getattr(preset, f.name) for name, preset in presets.items()}
+        usual = ", ".join(f"{name}: {value}" for name, value in values.items())
+        usual = usual if len(set(values.values())) > 1 else f"default: {values['toy']}"
+        how = {"action": argparse.BooleanOptionalAction} if f.type is bool else \
+            {"choices": f.metadata["choices"]} if f.type is str else \
+            {"type": data.number(f.type, f.metadata["least"], f.metadata["most"])}
+        parser.add_argument("--" + f.name.replace("_", "-"), help=f"{f.metadata['help']} ({usual})", **how)
 
 
 def main(argv=None):
     """The command line; see --help."""
     parser = data.Parser(description=__doc__.splitlines()[0])
-    parser.set_defaults(run=teach)
-    commands, parts = parser.add_subparsers(), {}
-    for name, run in (("finetune", finetune_command), ("grid", grid_command), ("predict", predict_command),
-                      ("baseline", baseline_command), ("squad", squad_command), ("pays", pays_command)):
-        one = parts[name] = commands.add_parser(name, help=run.__doc__)
-        one.set_defaults(run=run)
-        one.add_argument("--out", required=name == "predict", help=_OUT.get(name, "a file to write"))
-        if name != "baseline":
-            one.add_argument("--device", default="auto", help="auto, cpu or cuda")
-        if name != "predict":
-            one.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="the first seed")
-        if name not in ("predict", "squad"):
-            one.add_argument("--seeds", type=data.number(int, 1), default=3 if name == "pays" else 1,
-                             help="runs, from --seed on")
-    for name in ("finetune", "grid", "squad"):
-        parts[name].add_argument("--checkpoint", required=name != "squad",
-                                 help="what autobert.py pretrain, a search or supernet.py wrote")
-        parts[name].add_argument("--preset", choices=list(PRESETS), default="toy",
-                                 help="settings for the toy size, or those of the paper for its sizes")
-        setting_flags(parts[name], name)
-    for name in ("finetune", "grid", "predict", "baseline"):
-        parts[name].add_argument("--glue", required=True, help="the folder that holds CoLA, SST-2, ..")
-        if name != "baseline":
-            parts[name].add_argument("--cache", help="a folder that keeps encoded rows for the next time")
-        if name != "predict":
-            parts[name].add_argument("--task", choices=["all", *TASKS], default="all", help="one or all eight")
-    for name in ("finetune", "grid"):
-        parts[name].add_argument("--save", help="a folder for the best model of each task, TASK.pt")
-        parts[name].add_argument("--mnli", help=f"where {', '.join(MNLI_FIRST)} start: MNLI.pt of --save; auto: MNLI's "
-                                 "best of this run")
-    parts["grid"].add_argument("--lrs", type=data.number(float, 0), nargs="+",
-                               help="learning rates; by default six, from half to 2.5 times the preset's")
-    parts["grid"].add_argument("--decays", type=data.number(float, 0), nargs="+", default=list(DECAYS),
-                               help="weight decays")
-    parts["predict"].add_argument("--checkpoint", required=True, nargs="+", help="what --save wrote: files or folders")
-    parts["predict"].add_argument("--precision", choices=["auto", *autobert.PRECISIONS], default="fp32",
-                                  help="as for autobert.py pretrain")
-    parts["baseline"].add_argument("--small", action="store_true", help="score MRPC and QQP by accuracy")
-    squad_flags(parts["squad"])
-    parts["pays"].add_argument("--steps", type=data.number(int, 1), default=2000, help="of pre-training")
+    commands = parser.add_subparsers(dest="command")
+    for command, run in COMMANDS.items():
+        one = commands.add_parser(command, help=run.__doc__)
+        for of, flag, text, *how in FLAGS:
+            if command in of:
+                one.add_argument(flag, help=text, **dict(*how))
+        setting_flags(one, command)
     args = parser.parse_args(argv)
     try:
-        args.run(args)
+        COMMANDS[args.command](args) if args.command else teach()
     except Diverged as error:
         raise UserError(f"{error}; expected finite numbers, a smaller --lr may help") from None
 
