@@ -649,61 +649,6 @@ def fingerprint(encoder, train, dev, settings):
     return digest.hexdigest()[:12]
 
 
-def one_run(start, task, train, dev, settings, run, device):
-    """train_task at run = (.., learning rate, weight decay, seed), with a line of progress."""
-    *_, lr, decay, seed = run
-    model, result = train_task(start, task, train, dev, replace(settings, lr=lr, weight_decay=decay), seed, device)
-    log(task=task, seed=seed, lr=f"{lr:g}", weight_decay=decay, **result)
-    return model, result
-
-
-def judged(args, cells=None, done=None, note=lambda run: None):
-    """Yield (task, dev, settings, baseline, {(lr, decay): [result of each seed]}) for each task that is asked for.
-
-    done: {(fingerprint, task, lr, decay, seed): result}, runs that are not repeated; new ones are added and note(run)
-    called. The best run of a task goes to --save; with --mnli auto those of MNLI_FIRST start from MNLI's. If the best
-    was done earlier and --save does not hold its model, it alone is repeated."""
-    encoder, tokenizer, settings, device = opened(args)
-    done, cells = {} if done is None else done, list(dict.fromkeys(cells or [(settings.lr, settings.weight_decay)]))
-    first = mnli_encoder(args.mnli, encoder, tokenizer, device) if args.mnli not in (None, "auto") else None
-    names = sorted(TASKS, key=lambda name: name != "MNLI") if args.task == "all" else [args.task]
-    for task in (TASKS[name] for name in names[1:]):                # a bad row of a late task is told before hours pass
-        for split in ("train", *task.dev):
-            for _ in examples_of(args.glue, task, split):
-                pass
-    check_outputs(args, args.checkpoint, args.mnli, *(
-        task_file(args.glue, TASKS[name], split) for name in names for split in TASKS[name].files))
-    for name in names:
-        train, dev = load_task(args.glue, name, tokenizer, settings.n, args.cache)
-        start = first if first and name in MNLI_FIRST else encoder
-        path, key = args.save and Path(args.save) / f"{name}.pt", fingerprint(start, train, dev, settings)
-        job, best, kept = (start, name, train, dev, settings), None, None
-        runs = {cell: [(key, name, *cell, args.seed + i) for i in range(args.seeds)] for cell in cells}
-        for run in chain.from_iterable(runs.values()):
-            model, new = None, run not in done
-            if new:
-                try:
-                    model, done[run] = one_run(*job, run, device)
-                except Diverged:                                    # in a grid the other cells are still worth having
-                    if len(cells) == 1:
-                        raise
-                    done[run] = {"score": -math.inf}
-            if best is None or done[run]["score"] > done[best]["score"]:        # the first of equals
-                best, kept = run, model
-                if path and model:
-                    save_finetuned(path, model, tokenizer, name, settings, done[run], key)
-            if new:
-                note(run)
-        leads = args.mnli == "auto" and name == "MNLI"
-        if (path or leads) and not kept and not (kept := kept_run(path, key, done[best], device)):
-            kept, result = one_run(*job, best, device)
-            if path:
-                save_finetuned(path, kept, tokenizer, name, settings, result, key)
-        first = kept.encoder if leads else first
-        yield name, dev, settings, majority(name, train, dev, settings.small), {
-            cell: [done[run] for run in runs[cell]] for cell in cells}
-
-
 def submission(checkpoints, folder, settings, device, cache=None):
     """{file name: text} of the leaderboard's files: a prediction for every row of the test files, whose labels, if
     they have any, are never read. UserError if two checkpoints are of one task."""
@@ -1096,11 +1041,72 @@ def opened(args):
     return model.encoder, tokenizer, resolved(args, PRESETS[args.preset], device, model.encoder.config), device
 
 
+def asked_tasks(args, *inputs):
+    """The tasks that --task names. UserError if an output would take the place of one of their files or the inputs."""
+    tasks = list(TASKS.values()) if args.task == "all" else [TASKS[args.task]]
+    check_outputs(args, *inputs, *(task_file(args.glue, task, split) for task in tasks for split in task.files))
+    return tasks
+
+
+def one_run(start, task, train, dev, settings, run, device, several=False):
+    """train_task at run = (.., learning rate, weight decay, seed), with a line of progress. If it diverges, an error,
+    or for one of several None and the worst of scores: the others are still worth having."""
+    *_, lr, decay, seed = run
+    try:
+        model, result = train_task(start, task, train, dev, replace(settings, lr=lr, weight_decay=decay), seed, device)
+    except Diverged:
+        if not several:
+            raise
+        return None, {"score": -math.inf}
+    log(task=task, seed=seed, lr=f"{lr:g}", weight_decay=decay, **result)
+    return model, result
+
+
+def judged(args, cells=None, done=None, note=lambda run, result: None):
+    """Yield (Task, dev, settings, baseline, {(lr, decay): [result of each seed]}) for each task that is asked for.
+
+    done: {(fingerprint, task, lr, decay, seed): result}, runs that are not repeated; new ones are added and note(run,
+    result) called. The best run of a task goes to --save; with --mnli auto those of MNLI_FIRST start from MNLI's. If
+    the best was done earlier and --save does not hold its model, it alone is repeated."""
+    encoder, tokenizer, settings, device = opened(args)
+    done, cells = {} if done is None else done, list(dict.fromkeys(cells or [(settings.lr, settings.weight_decay)]))
+    first = mnli_encoder(args.mnli, encoder, tokenizer, device) if args.mnli not in (None, "auto") else None
+    tasks = sorted(asked_tasks(args, args.checkpoint, args.mnli), key=lambda task: task.name != "MNLI")
+    for task in tasks[1:]:                                          # a bad row of a late task is told before hours pass
+        for split in ("train", *task.dev):
+            for _ in examples_of(args.glue, task, split):
+                pass
+    for task in tasks:
+        train, dev = load_task(args.glue, task, tokenizer, settings.n, args.cache)
+        start = first if first and task.name in MNLI_FIRST else encoder
+        path, key = args.save and Path(args.save) / f"{task.name}.pt", fingerprint(start, train, dev, settings)
+        train_at = partial(one_run, start, task.name, train, dev, settings, device=device)
+        runs = {cell: [(key, task.name, *cell, args.seed + i) for i in range(args.seeds)] for cell in cells}
+        best = kept = None
+        for run in chain.from_iterable(runs.values()):
+            model = None
+            if run not in done:
+                model, done[run] = train_at(run, several=len(cells) > 1)
+                note(run, done[run])
+            if best is None or done[run]["score"] > done[best]["score"]:        # the first of equals
+                best, kept = run, model
+                if path and model:
+                    save_finetuned(path, model, tokenizer, task.name, settings, done[run], key)
+        leads = args.mnli == "auto" and task.name == "MNLI"
+        if (path or leads) and not kept and not (kept := kept_run(path, key, done[best], device)):
+            kept, result = train_at(best)
+            if path:
+                save_finetuned(path, kept, tokenizer, task.name, settings, result, key)
+        first = kept.encoder if leads else first
+        yield task, dev, settings, majority(task, train, dev, settings.small), {
+            cell: [done[run] for run in runs[cell]] for cell in cells}
+
+
 def finetune_command(args):
     """fine-tune on GLUE tasks and score on dev"""
     found = {}
-    for name, dev, settings, baseline, runs in judged(args):
-        found[name] = table_rows(name, dev, *runs.values(), baseline, settings.small)
+    for task, dev, settings, baseline, runs in judged(args):
+        found[task.name] = table_rows(task, dev, *runs.values(), baseline, settings.small)
         rows = [row for name in TASKS for row in found.get(name, [])]
         last = len(found) == (len(TASKS) if args.task == "all" else 1)
         show(TABLE, [*rows, average_row(rows)], args.out, printed=last)         # kept, should a later task fail
@@ -1112,6 +1118,14 @@ CELL = ("settings", "task", "lr", "weight_decay", "seed", "score", "scores")
 def cell_line(run, result):
     """A finished run (fingerprint, task, learning rate, weight decay, seed) as a line of a grid's --out."""
     return autobert.tsv((*run, result["score"], json.dumps(result)))
+
+
+def add_cell(path, run, result):
+    """Add a finished run to a grid's --out. Nothing else of it is written: two grids may share a file."""
+    if not path.exists():
+        data.write_beside(path, autobert.tsv(CELL))
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(cell_line(run, result))
 
 
 def read_cells(path):
@@ -1138,23 +1152,15 @@ def grid_command(args):
     args.lrs = args.lrs or [float(f"{times * PRESETS[args.preset].lr:.6g}") for times in LRS]
     out = args.out and Path(args.out)
     done = read_cells(out) if out and out.exists() else {}
-    head = autobert.tsv(CELL)
     if done and not out.read_bytes().endswith(b"\n"):
-        data.write_beside(out, head + "".join(cell_line(*cell) for cell in done.items()))
-
-    def note(run):
-        if out and not out.exists():
-            data.write_beside(out, head)
-        if out:                                                     # one line is added: two grids may share a file
-            with open(out, "a", encoding="utf-8") as file:
-                file.write(cell_line(run, done[run]))
-
-    for name, _, settings, baseline, found in judged(args, list(product(args.lrs, args.decays)), done, note):
+        data.write_beside(out, autobert.tsv(CELL) + "".join(cell_line(*cell) for cell in done.items()))
+    note = {"note": partial(add_cell, out)} if out else {}
+    for task, _, settings, baseline, found in judged(args, product(args.lrs, args.decays), done, **note):
         scored = {cell: [100 * result["score"] for result in results] for cell, results in found.items()}
         best = max(scored, key=lambda cell: np.median(scored[cell]))
         learned = max(scored[best]) > -math.inf                     # else every run diverged
-        metric = TASKS[name].metric(settings.small) + " of m and mm" * (len(TASKS[name].dev) > 1)
-        print(f"\n{name}, {metric}; the majority has {100 * baseline['score']:.1f}")
+        metric = task.metric(settings.small) + " of m and mm" * (len(task.dev) > 1)
+        print(f"\n{task.name}, {metric}; the majority has {100 * baseline['score']:.1f}")
         show(["lr", "weight decay", "median", "min", "max", ""], [
             [f"{lr:g}", f"{decay:g}", float(np.median(x)), min(x), max(x), "best" * (learned and (lr, decay) == best)]
             for (lr, decay), x in scored.items()])
@@ -1185,16 +1191,15 @@ def predict_command(args):
 
 def baseline_command(args):
     """score the commonest label and a linear model of the words on dev"""
-    rows, names = [], TASKS if args.task == "all" else [args.task]
-    check_outputs(args, *(task_file(args.glue, TASKS[name], split) for name in names for split in TASKS[name].files))
-    for name in names:
-        splits = {split: read_task(args.glue, name, split) for split in ("train", *TASKS[name].dev)}
-        gold = {split: Encoded(None, label_array(part, name)) for split, part in splits.items()}
+    rows = []
+    for task in asked_tasks(args):
+        splits = {split: read_task(args.glue, task, split) for split in ("train", *task.dev)}
+        gold = {split: Encoded(None, label_array(part, task)) for split, part in splits.items()}
         train = splits.pop("train")
-        constant = majority(name, gold.pop("train"), gold, args.small)
-        results = [bag_of_words(name, train, splits, seed) for seed in range(args.seed, args.seed + args.seeds)]
-        log(task=name, **results[0])
-        rows += table_rows(name, gold, results, constant, args.small)
+        constant = majority(task, gold.pop("train"), gold, args.small)
+        results = [bag_of_words(task, train, splits, seed) for seed in range(args.seed, args.seed + args.seeds)]
+        log(task=task.name, **results[0])
+        rows += table_rows(task, gold, results, constant, args.small)
     show(TABLE, [*rows, average_row(rows)], args.out)
 
 
