@@ -314,10 +314,11 @@ def encode_task(examples, task, tokenizer, n):
 
 def load_split(folder, task, split, tokenizer, n, cache=None):
     """One split, encoded; from `cache` (a folder) if it was kept there for the same file, tokenizer and n."""
-    task, kept = find_task(task), cache and Path(cache) / f"{find_task(task).name}-{split}-{n}.npz"
-    key, path = hashlib.sha256(b"1" + tokenizer.proto), task_file(folder, task, split)
+    task = find_task(task)
+    path = task_file(folder, task, split)
     if not cache or not path.is_file():                             # a missing one is read_task's to report
         return encode_task(examples_of(folder, task, split), task, tokenizer, n)
+    kept, key = Path(cache) / f"{task.name}-{split}-{n}.npz", hashlib.sha256(b"1" + tokenizer.proto)
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             key.update(block)
@@ -620,7 +621,8 @@ TABLE = ("task", "rows", "metric", "median", "min", "max", "beside it", "majorit
 
 def table_rows(task, dev, results, constant, small):
     """A row of TABLE per dev split: `results`, one per seed, x 100."""
-    task, rows, name = find_task(task), [], find_task(task).metric(small)
+    task, rows = find_task(task), []
+    name = task.metric(small)
     for split in dev:
         end = split.removeprefix("dev")
         values = {metric: [100 * result[metric + end] for result in results] for metric in task.metrics}
@@ -974,7 +976,7 @@ def finetune_squad(encoder, tokenizer, train, dev, settings=SQUAD_PRESETS["toy"]
     return result | {"score": result["f1"] / 100}
 
 
-# ---- command line --------------------------------------------------------------------------------------------------
+# ---- command line: what the commands share -------------------------------------------------------------------------
 
 
 def show(header, rows, out=None, printed=True):
@@ -1026,6 +1028,9 @@ def check_outputs(args, *inputs):
         if name not in folders and os.path.realpath(path) in taken:
             raise UserError(f"{flag} {path!r}: the same file as another that is read or written here")
         taken.add(os.path.realpath(path))
+
+
+# ---- command line: GLUE --------------------------------------------------------------------------------------------
 
 
 def opened(args):
@@ -1203,6 +1208,9 @@ def baseline_command(args):
     show(TABLE, [*rows, average_row(rows)], args.out)
 
 
+# ---- command line: SQuAD -------------------------------------------------------------------------------------------
+
+
 def load_squad(path, device):
     """(Pretraining, Tokenizer, None) of a checkpoint, or of one that `squad --save` wrote, which has a head for start
     and end beside, (Pretraining, Tokenizer, (Finetuned, its settings, the version of SQuAD it was trained on))."""
@@ -1235,10 +1243,11 @@ def show_check(questions, tokenizer, settings, out):
     """Print what gold_check finds: shares, scores, and the first misses."""
     each, best = gold_check(questions, tokenizer, settings), {}
     reasons, scored = np.array([why for *_, why in each]), np.array([question_scores(q, text) for q, text, _ in each])
-    for (q, text, _), (exact, _) in zip(each, scored):              # of a question: an answer that comes back
-        if exact or q.id.rsplit(" ", 1)[0] not in best:
-            best[q.id.rsplit(" ", 1)[0]] = text
-    parts = {"gold answers": reasons != "-", "that fit a window": np.isin(reasons, ["", INSIDE]),
+    names = [q.id.rsplit(" ", 1)[0] for q, *_ in each]              # of the questions, without the answer's number
+    for name, (_, text, _), (exact, _) in zip(names, each, scored):
+        if exact or name not in best:                               # an answer that comes back, if there is one
+            best[name] = text
+    parts = {"gold answers": np.full(len(each), True), "that fit a window": np.isin(reasons, ["", INSIDE]),
              "and begin and end with a piece": reasons == ""}
     parts |= {why: reasons == why for why in sorted(set(reasons)) if why}
     rows = [[name, int(part.sum()), *(f"{100 * share:.2f}" for share in (part.mean(), *scored[part].mean(0)))]
@@ -1246,10 +1255,10 @@ def show_check(questions, tokenizer, settings, out):
     scores = squad_scores(questions, best)
     rows.append(["questions, by their best", scores["total"], "", *(f"{scores[key]:.2f}" for key in ("exact", "f1"))])
     show(["gold spans fed in", "count", "%", "EM", "F1"], rows, out)
-    misses = [gold for gold, (exact, _) in zip(each, scored) if not exact]
+    misses = [(name, *gold) for name, gold, (exact, _) in zip(names, each, scored) if not exact]
     print(f"\n{len(misses)} misses" + (len(misses) > 20) * ", the first 20:")
-    for q, text, why in misses[:20]:
-        print(f"{q.id.rsplit(' ', 1)[0]}: {q.answers[0][0] if q.answers else ''!r} -> {text!r}, {why or 'not found'}")
+    for name, q, text, why in misses[:20]:
+        print(f"{name}: {q.answers[0][0] if q.answers else ''!r} -> {text!r}, {why or 'not found'}")
 
 
 def squad_command(args):
@@ -1297,6 +1306,9 @@ def squad_command(args):
     rows = [[name, f"{scores['tau']:.3f}" if "tau" in scores else "", *(scores[key] for key in columns)]
             for name, scores in table.items()]
     show(["answers", "tau", *columns], rows, args.out)
+
+
+# ---- command line: does pre-training pay? --------------------------------------------------------------------------
 
 
 def toy_jobs(folder, tokenizer, device):
@@ -1348,7 +1360,7 @@ def pays_command(args):
          args.out and Path(args.out) / "pays.tsv")
 
 
-# ---- the flags of each command, and main ---------------------------------------------------------------------------
+# ---- command line: flags, and main ---------------------------------------------------------------------------------
 
 COMMANDS = {"finetune": finetune_command, "grid": grid_command, "predict": predict_command,
             "baseline": baseline_command, "squad": squad_command, "pays": pays_command}
