@@ -49,6 +49,13 @@ import data
 from autobert import Diverged
 from data import UserError
 
+
+
+def log(**pairs):
+    """One line of progress, key=value, on stderr."""
+    print(*(f"{k}={v:.4f}" if isinstance(v, float) else f"{k}={v}" for k, v in pairs.items()), file=sys.stderr)
+
+
 # ---- metrics (Appendix C), from their definitions ----------------------------------------------------------------
 
 
@@ -109,21 +116,13 @@ def spearman(x, y):
 
 
 def _inversions(r):
-    """Pairs i < j with r[i] > r[j], r integers >= 0. Example: [2, 0, 1] -> 2
-
-    Such a pair agrees in its upper bits and then has 1 before 0: count the ones before each zero, bit by bit. r stands
-    in groups of equal upper bits, each in first order; a bit takes linear time."""
-    r, total, at = r.copy(), 0, np.arange(len(r))
-    for bit in reversed(range(int(r.max()).bit_length())):
-        one = r >> bit & 1
-        start = np.maximum.accumulate(np.where(np.diff(r >> bit + 1, prepend=-1), at, 0))       # of the own group
-        ones_before = np.cumsum(one) - one
-        ones_before -= ones_before[start]
-        total += int(ones_before[one == 0].sum())
-        zeros = np.bincount(start, 1 - one)[start].astype(np.int64)                             # in the own group
-        to = start + np.where(one, zeros + ones_before, at - start - ones_before)
-        r[to] = r.copy()                                            # zeros first, else in the order they stand
-    return total
+    """Pairs i < j with r[i] > r[j]: those within each half, and those across, counted in one half sorted.
+    Example: [2, 0, 1] -> 2"""
+    if len(r) <= 64:
+        return int(np.triu(r[:, None] > r, 1).sum())
+    left, right = np.array_split(r, 2)
+    across = len(left) * len(right) - int(np.searchsorted(np.sort(left), right, side="right").sum())
+    return _inversions(left) + _inversions(right) + across
 
 
 def kendall_tau(x, y):
@@ -179,6 +178,10 @@ class Task:
     def dev(self):
         return [split for split in self.files if split.startswith("dev")]
 
+    @property
+    def test(self):
+        return [split for split in self.files if split.startswith("test")]
+
     def metric(self, small=False):
         return self.small_metric if small and self.small_metric else self.metrics[0]
 
@@ -225,7 +228,7 @@ def task_file(folder, task, split):
 
 def examples_of(folder, task, split):
     """Yield what read_task gives, one row at a time; the file is never in memory as a whole."""
-    path, test, skipped, number, width = task_file(folder, task, split), split.startswith("test"), 0, 0, 0
+    path, test, skipped, number, width = task_file(folder, task, split), split in task.test, 0, 0, 0
     columns, label = (task.test_columns, None) if test else (task.columns, task.label)
     names = data.COLUMNS[task.name][2].split("|") + ([] if test else [data.COLUMNS[task.name][3]])
     used = [*columns, *([] if test else [label])]
@@ -311,10 +314,11 @@ def encode_task(examples, task, tokenizer, n):
 
 def load_split(folder, task, split, tokenizer, n, cache=None):
     """One split, encoded; from `cache` (a folder) if it was kept there for the same file, tokenizer and n."""
-    task, kept = find_task(task), cache and Path(cache) / f"{find_task(task).name}-{split}-{n}.npz"
-    key, path = hashlib.sha256(b"1" + tokenizer.proto), task_file(folder, task, split)
+    task = find_task(task)
+    path = task_file(folder, task, split)
     if not cache or not path.is_file():                             # a missing one is read_task's to report
         return encode_task(examples_of(folder, task, split), task, tokenizer, n)
+    kept, key = Path(cache) / f"{task.name}-{split}-{n}.npz", hashlib.sha256(b"1" + tokenizer.proto)
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             key.update(block)
@@ -343,32 +347,39 @@ def load_task(folder, task, tokenizer, n, cache=None):
 # ---- fine-tuning: one model and one loop for all tasks and SQuAD ---------------------------------------------------
 
 
+def option(default, text, least=1, most=math.inf, choices=(), of="finetune grid squad"):
+    """A field of FinetuneSettings: the help text of its flag, the values it takes, the commands that have the flag."""
+    return field(default=default, metadata={"help": text, "least": least, "most": most, "choices": choices, "of": of})
+
+
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """Lengths in tokens; the last three are SQuAD's. The defaults suit the toy size."""
-    epochs: int = 3
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.1        # share of all steps
-    batch: int = 16
-    eval_batch: int = 128
-    n: int = 40                # of a row; SQuAD: of a window
-    bucket: int = 50           # batches whose rows are sorted by length together; 1: not at all
-    precision: str = "fp32"    # as autobert.PretrainSettings has it
-    small: bool = False        # score MRPC and QQP by accuracy, as Table 4 does for the small size
-    keep: str = "last"         # the weights after the last step, or those of the "best" evaluation on dev
-    eval_every: int = 0        # steps between these; 0: once an epoch
-    stride: int = 24           # between the beginnings of two windows
-    max_question: int = 16
-    max_answer: int = 30
+    """One fine-tuning; the last three are SQuAD's. The defaults suit the toy size."""
+    epochs: int = option(3, "passes over the training rows")
+    lr: float = option(1e-3, "peak learning rate", 0, of="finetune squad")
+    weight_decay: float = option(0.01, "AdamW's", 0, of="finetune squad")
+    warmup: float = option(0.1, "share of all steps with rising learning rate", 0, 1)
+    batch: int = option(16, "rows a step")
+    eval_batch: int = option(128, "rows of a forward pass without training", of="finetune grid predict squad")
+    n: int = option(40, "tokens of a row or, for SQuAD, of a window, at most", 8)
+    bucket: int = option(50, "batches whose rows are sorted by length together; 1: no sorting")
+    precision: str = option("fp32", "as for autobert.py pretrain; auto: bf16 on cuda, else fp32",
+                            choices=("auto", *autobert.PRECISIONS), of="finetune grid predict squad")
+    small: bool = option(False, "score MRPC and QQP by accuracy, as Table 4 does for size small: its default",
+                         0, of="finetune grid")
+    keep: str = option("last", "the model of the best evaluation on dev counts, or the last",
+                       choices=("best", "last"), of="finetune grid")
+    eval_every: int = option(0, "steps between evaluations; 0: once an epoch", 0, of="finetune grid")
+    stride: int = option(24, "tokens between the beginnings of two windows", of="squad")
+    max_question: int = option(16, "tokens of a question, at most", of="squad")
+    max_answer: int = option(30, "tokens of an answer, at most", of="squad")
 
 
 # the search's fast fine-tuning (appendix: "model evaluation phase"); CHOICE: batch 32, which is not given
 PAPER = FinetuneSettings(lr=2e-5, warmup=0.01, batch=32, n=128)
-PAPER_SQUAD = replace(PAPER, n=384, stride=128, max_question=64)    # v1.1: 3 epochs, batch 32; windows as BERT's
 PRESETS = {"toy": FinetuneSettings(keep="best"), "paper": replace(PAPER, keep="best")}
-SQUAD_PRESETS = {("toy", "v1.1"): FinetuneSettings(n=64, bucket=1), ("toy", "v2.0"): FinetuneSettings(n=64, bucket=1),
-                 ("paper", "v1.1"): PAPER_SQUAD, ("paper", "v2.0"): replace(PAPER_SQUAD, epochs=2, batch=48)}
+SQUAD_PRESETS = {"toy": FinetuneSettings(n=64, bucket=1), "paper": replace(PAPER, n=384, stride=128, max_question=64)}
+SQUAD_PRESETS["paper v2.0"] = replace(SQUAD_PRESETS["paper"], epochs=2, batch=48)
 
 
 class Finetuned(nn.Module):
@@ -396,6 +407,11 @@ def score_loss(output, y):
 def head_of(task):
     """(loss function, outputs of the linear map) of a Task."""
     return (F.cross_entropy, len(task.labels)) if task.labels else (score_loss, 1)
+
+
+def as_labels(task, outputs):
+    """(rows, outputs) of the linear map -> (rows,) class ids, or for STS-B numbers around 0..5."""
+    return outputs.argmax(1) if task.labels else outputs[:, 0] * 5
 
 
 def lengths_of(rows):
@@ -474,8 +490,7 @@ def outputs_of(model, rows, settings, device):
 
 def predict(model, task, rows, settings, device):
     """(rows,) class ids, or for STS-B numbers around 0..5."""
-    outputs = np.stack(outputs_of(model, rows, settings, device))   # (rows, outputs)
-    return outputs.argmax(1) if task.labels else outputs[:, 0] * 5
+    return as_labels(task, np.stack(outputs_of(model, rows, settings, device)))
 
 
 def scores(task, dev, predicted, small=False):
@@ -551,9 +566,10 @@ def bag_of_words(task, train, dev, seed=0, epochs=5, buckets=1 << 17):
         loss_of(of([bags[i] for i in picked]), y[picked]).backward()
         optimizer.step()
     with torch.no_grad():
-        said = {split: of([bag(*row[:2], buckets) for row in rows]).numpy() for split, rows in dev.items()}
+        predicted = {split: as_labels(task, of([bag(*row[:2], buckets) for row in rows]).numpy())
+                     for split, rows in dev.items()}
     gold = {split: Encoded(None, label_array(rows, task)) for split, rows in dev.items()}
-    return scores(task, gold, {split: x.argmax(1) if task.labels else x[:, 0] * 5 for split, x in said.items()})
+    return scores(task, gold, predicted)
 
 
 # ---- GLUE: checkpoints, the table, the grid, the leaderboard's files -----------------------------------------------
@@ -605,7 +621,8 @@ TABLE = ("task", "rows", "metric", "median", "min", "max", "beside it", "majorit
 
 def table_rows(task, dev, results, constant, small):
     """A row of TABLE per dev split: `results`, one per seed, x 100."""
-    task, rows, name = find_task(task), [], find_task(task).metric(small)
+    task, rows = find_task(task), []
+    name = task.metric(small)
     for split in dev:
         end = split.removeprefix("dev")
         values = {metric: [100 * result[metric + end] for result in results] for metric in task.metrics}
@@ -634,61 +651,6 @@ def fingerprint(encoder, train, dev, settings):
     return digest.hexdigest()[:12]
 
 
-def one_run(start, task, train, dev, settings, run, device):
-    """train_task at run = (.., learning rate, weight decay, seed), with a line of progress."""
-    *_, lr, decay, seed = run
-    model, result = train_task(start, task, train, dev, replace(settings, lr=lr, weight_decay=decay), seed, device)
-    log(task=task, seed=seed, lr=f"{lr:g}", weight_decay=decay, **result)
-    return model, result
-
-
-def judged(args, cells=None, done=None, note=lambda run: None):
-    """Yield (task, dev, settings, baseline, {(lr, decay): [result of each seed]}) for each task that is asked for.
-
-    done: {(fingerprint, task, lr, decay, seed): result}, runs that are not repeated; new ones are added and note(run)
-    called. The best run of a task goes to --save; with --mnli auto those of MNLI_FIRST start from MNLI's. If the best
-    was done earlier and --save does not hold its model, it alone is repeated."""
-    encoder, tokenizer, settings, device = opened(args)
-    done, cells = {} if done is None else done, list(dict.fromkeys(cells or [(settings.lr, settings.weight_decay)]))
-    first = mnli_encoder(args.mnli, encoder, tokenizer, device) if args.mnli not in (None, "auto") else None
-    names = sorted(TASKS, key=lambda name: name != "MNLI") if args.task == "all" else [args.task]
-    for task in (TASKS[name] for name in names[1:]):                # a bad row of a late task is told before hours pass
-        for split in ("train", *task.dev):
-            for _ in examples_of(args.glue, task, split):
-                pass
-    check_outputs(args, args.checkpoint, args.mnli, *(
-        task_file(args.glue, TASKS[name], split) for name in names for split in TASKS[name].files))
-    for name in names:
-        train, dev = load_task(args.glue, name, tokenizer, settings.n, args.cache)
-        start = first if first and name in MNLI_FIRST else encoder
-        path, key = args.save and Path(args.save) / f"{name}.pt", fingerprint(start, train, dev, settings)
-        job, best, kept = (start, name, train, dev, settings), None, None
-        runs = {cell: [(key, name, *cell, args.seed + i) for i in range(args.seeds)] for cell in cells}
-        for run in chain.from_iterable(runs.values()):
-            model, new = None, run not in done
-            if new:
-                try:
-                    model, done[run] = one_run(*job, run, device)
-                except Diverged:                                    # in a grid the other cells are still worth having
-                    if len(cells) == 1:
-                        raise
-                    done[run] = {"score": -math.inf}
-            if best is None or done[run]["score"] > done[best]["score"]:        # the first of equals
-                best, kept = run, model
-                if path and model:
-                    save_finetuned(path, model, tokenizer, name, settings, done[run], key)
-            if new:
-                note(run)
-        leads = args.mnli == "auto" and name == "MNLI"
-        if (path or leads) and not kept and not (kept := kept_run(path, key, done[best], device)):
-            kept, result = one_run(*job, best, device)
-            if path:
-                save_finetuned(path, kept, tokenizer, name, settings, result, key)
-        first = kept.encoder if leads else first
-        yield name, dev, settings, majority(name, train, dev, settings.small), {
-            cell: [done[run] for run in runs[cell]] for cell in cells}
-
-
 def submission(checkpoints, folder, settings, device, cache=None):
     """{file name: text} of the leaderboard's files: a prediction for every row of the test files, whose labels, if
     they have any, are never read. UserError if two checkpoints are of one task."""
@@ -697,14 +659,14 @@ def submission(checkpoints, folder, settings, device, cache=None):
         model, tokenizer, more = load_finetuned(path, device)
         autobert.few_threads(model.encoder.config)
         task = TASKS[more["task"]]
-        for split in (split for split in task.files if split.startswith("test")):
+        for split in task.test:
             rows = load_split(folder, task, split, tokenizer, more["n"], cache).rows
             found = predict(model, task, rows, settings, device)
             said = [task.labels[i] for i in found] if task.labels else [f"{min(5, max(0, x)):.3f}" for x in found]
             name = f"{shown(task, split)}.tsv"
             if name in files:
                 raise UserError(f"checkpoint {str(path)!r}: another one is of {task.name}, too; expected one a task")
-            files[name] = "index\tprediction\n" + "".join(f"{i}\t{text}\n" for i, text in enumerate(said))
+            files[name] = autobert.tsv(("index", "prediction"), *enumerate(said))
     return files
 
 
@@ -1007,19 +969,14 @@ def judge_squad(questions, answers):
             for name, tau in taus.items()}
 
 
-def finetune_squad(encoder, tokenizer, train, dev, settings=SQUAD_PRESETS["toy", "v1.1"], seed=0, device="cpu"):
+def finetune_squad(encoder, tokenizer, train, dev, settings=SQUAD_PRESETS["toy"], seed=0, device="cpu"):
     """[Question], [Question] -> squad_scores on dev at tau = 0, and "score" = F1 / 100."""
     model = fit_squad(encoder, squad_windows(train, tokenizer, settings), settings, seed, device)
     result = judge_squad(dev, answer_squad(model, dev, tokenizer, settings, device))["tau 0"]
     return result | {"score": result["f1"] / 100}
 
 
-# ---- command line --------------------------------------------------------------------------------------------------
-
-
-def log(**pairs):
-    """One line of progress, key=value, on stderr."""
-    print(*(f"{k}={v:.4f}" if isinstance(v, float) else f"{k}={v}" for k, v in pairs.items()), file=sys.stderr)
+# ---- command line: what the commands share -------------------------------------------------------------------------
 
 
 def show(header, rows, out=None, printed=True):
@@ -1029,10 +986,10 @@ def show(header, rows, out=None, printed=True):
     for row in rows * printed:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
     if out:
-        data.write_beside(out, "".join("\t".join(row) + "\n" for row in rows))
+        data.write_beside(out, autobert.tsv(*rows))
 
 
-def teach(args):
+def teach():
     """The tasks, and what the metrics say of a few predictions."""
     show(["task", "texts", "labels", "scored by"],
          [[t.name, len(t.columns), " ".join(t.labels or ["0..5"]), ", ".join(t.metrics)] for t in TASKS.values()])
@@ -1048,22 +1005,21 @@ def resolved(args, preset, device, config=None):
     given = {f.name: getattr(args, f.name, None) for f in fields(preset)}
     if given["precision"] == "auto":
         given["precision"] = "bf16" if device.type == "cuda" else "fp32"
-    if config and given["small"] is None:                           # Table 4 scores this size by accuracy
+    if config and "small" in args and args.small is None:           # Table 4 scores this size by accuracy
         small = autobert.SIZES["small"]
         given["small"] = (config.layers, config.hidden) == (small.layers, small.hidden)
     settings = replace(preset, **{key: value for key, value in given.items() if value is not None})
-    if settings.n < 8 or config and settings.n > config.positions:
-        raise UserError(f"--n {settings.n}: expected 8 to {config.positions if config else 512} tokens")
-    command = args.run.__name__.removesuffix("_command")
-    read = {key: value for key, value in asdict(settings).items() if command in _ONLY.get(key, command)}
-    print(json.dumps(vars(args) | read | {"device": str(device), "run": command}), flush=True)
+    if config and settings.n > config.positions:
+        raise UserError(f"--n {settings.n}: expected at most {config.positions}, the model's positions")
+    read = {f.name: getattr(settings, f.name) for f in fields(settings) if args.command in f.metadata["of"]}
+    print(json.dumps(vars(args) | read | {"device": str(device)}), flush=True)
     return settings
 
 
 def check_outputs(args, *inputs):
     """UserError unless everything that args name to write can be written, and is none of the others or the inputs."""
     taken = {os.path.realpath(path) for path in inputs if path and path != "auto"}
-    folders = ("cache", "out" if args.run is predict_command else "save" * (args.run is not squad_command))
+    folders = ["cache", {"predict": "out", "pays": "out", "squad": None}.get(args.command, "save")]
     for name in ("out", "save", "cache", "predictions", "null_odds", "nbest"):
         path, flag = getattr(args, name, None), "--" + name.replace("_", "-")
         if path is None:
@@ -1072,6 +1028,9 @@ def check_outputs(args, *inputs):
         if name not in folders and os.path.realpath(path) in taken:
             raise UserError(f"{flag} {path!r}: the same file as another that is read or written here")
         taken.add(os.path.realpath(path))
+
+
+# ---- command line: GLUE --------------------------------------------------------------------------------------------
 
 
 def opened(args):
@@ -1087,11 +1046,72 @@ def opened(args):
     return model.encoder, tokenizer, resolved(args, PRESETS[args.preset], device, model.encoder.config), device
 
 
+def asked_tasks(args, *inputs):
+    """The tasks that --task names. UserError if an output would take the place of one of their files or the inputs."""
+    tasks = list(TASKS.values()) if args.task == "all" else [TASKS[args.task]]
+    check_outputs(args, *inputs, *(task_file(args.glue, task, split) for task in tasks for split in task.files))
+    return tasks
+
+
+def one_run(start, task, train, dev, settings, run, device, several=False):
+    """train_task at run = (.., learning rate, weight decay, seed), with a line of progress. If it diverges, an error,
+    or for one of several None and the worst of scores: the others are still worth having."""
+    *_, lr, decay, seed = run
+    try:
+        model, result = train_task(start, task, train, dev, replace(settings, lr=lr, weight_decay=decay), seed, device)
+    except Diverged:
+        if not several:
+            raise
+        return None, {"score": -math.inf}
+    log(task=task, seed=seed, lr=f"{lr:g}", weight_decay=decay, **result)
+    return model, result
+
+
+def judged(args, cells=None, done=None, note=lambda run, result: None):
+    """Yield (Task, dev, settings, baseline, {(lr, decay): [result of each seed]}) for each task that is asked for.
+
+    done: {(fingerprint, task, lr, decay, seed): result}, runs that are not repeated; new ones are added and note(run,
+    result) called. The best run of a task goes to --save; with --mnli auto those of MNLI_FIRST start from MNLI's. If
+    the best was done earlier and --save does not hold its model, it alone is repeated."""
+    encoder, tokenizer, settings, device = opened(args)
+    done, cells = {} if done is None else done, list(dict.fromkeys(cells or [(settings.lr, settings.weight_decay)]))
+    first = mnli_encoder(args.mnli, encoder, tokenizer, device) if args.mnli not in (None, "auto") else None
+    tasks = sorted(asked_tasks(args, args.checkpoint, args.mnli), key=lambda task: task.name != "MNLI")
+    for task in tasks[1:]:                                          # a bad row of a late task is told before hours pass
+        for split in ("train", *task.dev):
+            for _ in examples_of(args.glue, task, split):
+                pass
+    for task in tasks:
+        train, dev = load_task(args.glue, task, tokenizer, settings.n, args.cache)
+        start = first if first and task.name in MNLI_FIRST else encoder
+        path, key = args.save and Path(args.save) / f"{task.name}.pt", fingerprint(start, train, dev, settings)
+        train_at = partial(one_run, start, task.name, train, dev, settings, device=device)
+        runs = {cell: [(key, task.name, *cell, args.seed + i) for i in range(args.seeds)] for cell in cells}
+        best = kept = None
+        for run in chain.from_iterable(runs.values()):
+            model = None
+            if run not in done:
+                model, done[run] = train_at(run, several=len(cells) > 1)
+                note(run, done[run])
+            if best is None or done[run]["score"] > done[best]["score"]:        # the first of equals
+                best, kept = run, model
+                if path and model:
+                    save_finetuned(path, model, tokenizer, task.name, settings, done[run], key)
+        leads = args.mnli == "auto" and task.name == "MNLI"
+        if (path or leads) and not kept and not (kept := kept_run(path, key, done[best], device)):
+            kept, result = train_at(best)
+            if path:
+                save_finetuned(path, kept, tokenizer, task.name, settings, result, key)
+        first = kept.encoder if leads else first
+        yield task, dev, settings, majority(task, train, dev, settings.small), {
+            cell: [done[run] for run in runs[cell]] for cell in cells}
+
+
 def finetune_command(args):
     """fine-tune on GLUE tasks and score on dev"""
     found = {}
-    for name, dev, settings, baseline, runs in judged(args):
-        found[name] = table_rows(name, dev, *runs.values(), baseline, settings.small)
+    for task, dev, settings, baseline, runs in judged(args):
+        found[task.name] = table_rows(task, dev, *runs.values(), baseline, settings.small)
         rows = [row for name in TASKS for row in found.get(name, [])]
         last = len(found) == (len(TASKS) if args.task == "all" else 1)
         show(TABLE, [*rows, average_row(rows)], args.out, printed=last)         # kept, should a later task fail
@@ -1102,7 +1122,15 @@ CELL = ("settings", "task", "lr", "weight_decay", "seed", "score", "scores")
 
 def cell_line(run, result):
     """A finished run (fingerprint, task, learning rate, weight decay, seed) as a line of a grid's --out."""
-    return "\t".join(map(str, (*run, result["score"], json.dumps(result)))) + "\n"
+    return autobert.tsv((*run, result["score"], json.dumps(result)))
+
+
+def add_cell(path, run, result):
+    """Add a finished run to a grid's --out. Nothing else of it is written: two grids may share a file."""
+    if not path.exists():
+        data.write_beside(path, autobert.tsv(CELL))
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(cell_line(run, result))
 
 
 def read_cells(path):
@@ -1129,23 +1157,15 @@ def grid_command(args):
     args.lrs = args.lrs or [float(f"{times * PRESETS[args.preset].lr:.6g}") for times in LRS]
     out = args.out and Path(args.out)
     done = read_cells(out) if out and out.exists() else {}
-    head = "\t".join(CELL) + "\n"
     if done and not out.read_bytes().endswith(b"\n"):
-        data.write_beside(out, head + "".join(cell_line(*cell) for cell in done.items()))
-
-    def note(run):
-        if out and not out.exists():
-            data.write_beside(out, head)
-        if out:                                                     # one line is added: two grids may share a file
-            with open(out, "a", encoding="utf-8") as file:
-                file.write(cell_line(run, done[run]))
-
-    for name, _, settings, baseline, found in judged(args, list(product(args.lrs, args.decays)), done, note):
+        data.write_beside(out, autobert.tsv(CELL) + "".join(cell_line(*cell) for cell in done.items()))
+    note = {"note": partial(add_cell, out)} if out else {}
+    for task, _, settings, baseline, found in judged(args, product(args.lrs, args.decays), done, **note):
         scored = {cell: [100 * result["score"] for result in results] for cell, results in found.items()}
         best = max(scored, key=lambda cell: np.median(scored[cell]))
         learned = max(scored[best]) > -math.inf                     # else every run diverged
-        metric = TASKS[name].metric(settings.small) + " of m and mm" * (len(TASKS[name].dev) > 1)
-        print(f"\n{name}, {metric}; the majority has {100 * baseline['score']:.1f}")
+        metric = task.metric(settings.small) + " of m and mm" * (len(task.dev) > 1)
+        print(f"\n{task.name}, {metric}; the majority has {100 * baseline['score']:.1f}")
         show(["lr", "weight decay", "median", "min", "max", ""], [
             [f"{lr:g}", f"{decay:g}", float(np.median(x)), min(x), max(x), "best" * (learned and (lr, decay) == best)]
             for (lr, decay), x in scored.items()])
@@ -1159,8 +1179,7 @@ def predict_command(args):
     if not paths:
         raise UserError(f"--checkpoint {' '.join(args.checkpoint)!r}: no .pt file in there")
     check_outputs(args)
-    precision = args.precision if args.precision != "auto" else "bf16" if device.type == "cuda" else "fp32"
-    files = submission(paths, args.glue, FinetuneSettings(precision=precision), device, args.cache)
+    files = submission(paths, args.glue, resolved(args, FinetuneSettings(), device), device, args.cache)
 
     def pack(file):
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as whole:
@@ -1170,24 +1189,26 @@ def predict_command(args):
     for name, text in files.items():
         data.write_beside(out / name, text)
     data.write_beside(out / "submission.zip", pack)
-    missing = {f"{shown(task, split)}.tsv" for task in TASKS.values() for split in task.files if split[:4] == "test"}
+    missing = {f"{shown(task, split)}.tsv" for task in TASKS.values() for split in task.test}
     print(f"wrote {out / 'submission.zip'} with {', '.join(files)}; the leaderboard also wants "
           + ", ".join([*sorted(missing - set(files)), "WNLI.tsv", "AX.tsv"]))
 
 
 def baseline_command(args):
     """score the commonest label and a linear model of the words on dev"""
-    rows, names = [], TASKS if args.task == "all" else [args.task]
-    check_outputs(args, *(task_file(args.glue, TASKS[name], split) for name in names for split in TASKS[name].files))
-    for name in names:
-        splits = {split: read_task(args.glue, name, split) for split in ("train", *TASKS[name].dev)}
-        gold = {split: Encoded(None, label_array(part, name)) for split, part in splits.items()}
+    rows = []
+    for task in asked_tasks(args):
+        splits = {split: read_task(args.glue, task, split) for split in ("train", *task.dev)}
+        gold = {split: Encoded(None, label_array(part, task)) for split, part in splits.items()}
         train = splits.pop("train")
-        constant = majority(name, gold.pop("train"), gold, args.small)
-        results = [bag_of_words(name, train, splits, seed) for seed in range(args.seed, args.seed + args.seeds)]
-        log(task=name, **results[0])
-        rows += table_rows(name, gold, results, constant, args.small)
+        constant = majority(task, gold.pop("train"), gold, args.small)
+        results = [bag_of_words(task, train, splits, seed) for seed in range(args.seed, args.seed + args.seeds)]
+        log(task=task.name, **results[0])
+        rows += table_rows(task, gold, results, constant, args.small)
     show(TABLE, [*rows, average_row(rows)], args.out)
+
+
+# ---- command line: SQuAD -------------------------------------------------------------------------------------------
 
 
 def load_squad(path, device):
@@ -1202,9 +1223,9 @@ def load_squad(path, device):
         tuned.head.load_state_dict(content["squad"]["head"])
         settings = FinetuneSettings(**content["squad"]["settings"])
         for f in fields(settings):                                  # what the flags would refuse
-            value = getattr(settings, f.name)
-            if type(value) is not f.type or value not in _CHOICES.get(f.name, [value]) or \
-                    f.type in (int, float) and not f.type(f.type is int and f.name != "eval_every") <= value < 2**31:
+            value, of = getattr(settings, f.name), f.metadata
+            if type(value) is not f.type or not (
+                    value in of["choices"] if of["choices"] else of["least"] <= value <= min(of["most"], 2**31)):
                 raise ValueError(f"{f.name} {value!r}")
         return model, tokenizer, (tuned, settings, content["squad"]["version"])
     except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
@@ -1222,10 +1243,11 @@ def show_check(questions, tokenizer, settings, out):
     """Print what gold_check finds: shares, scores, and the first misses."""
     each, best = gold_check(questions, tokenizer, settings), {}
     reasons, scored = np.array([why for *_, why in each]), np.array([question_scores(q, text) for q, text, _ in each])
-    for (q, text, _), (exact, _) in zip(each, scored):              # of a question: an answer that comes back
-        if exact or q.id.rsplit(" ", 1)[0] not in best:
-            best[q.id.rsplit(" ", 1)[0]] = text
-    parts = {"gold answers": reasons != "-", "that fit a window": np.isin(reasons, ["", INSIDE]),
+    names = [q.id.rsplit(" ", 1)[0] for q, *_ in each]              # of the questions, without the answer's number
+    for name, (_, text, _), (exact, _) in zip(names, each, scored):
+        if exact or name not in best:                               # an answer that comes back, if there is one
+            best[name] = text
+    parts = {"gold answers": np.full(len(each), True), "that fit a window": np.isin(reasons, ["", INSIDE]),
              "and begin and end with a piece": reasons == ""}
     parts |= {why: reasons == why for why in sorted(set(reasons)) if why}
     rows = [[name, int(part.sum()), *(f"{100 * share:.2f}" for share in (part.mean(), *scored[part].mean(0)))]
@@ -1233,10 +1255,10 @@ def show_check(questions, tokenizer, settings, out):
     scores = squad_scores(questions, best)
     rows.append(["questions, by their best", scores["total"], "", *(f"{scores[key]:.2f}" for key in ("exact", "f1"))])
     show(["gold spans fed in", "count", "%", "EM", "F1"], rows, out)
-    misses = [gold for gold, (exact, _) in zip(each, scored) if not exact]
+    misses = [(name, *gold) for name, gold, (exact, _) in zip(names, each, scored) if not exact]
     print(f"\n{len(misses)} misses" + (len(misses) > 20) * ", the first 20:")
-    for q, text, why in misses[:20]:
-        print(f"{q.id.rsplit(' ', 1)[0]}: {q.answers[0][0] if q.answers else ''!r} -> {text!r}, {why or 'not found'}")
+    for name, q, text, why in misses[:20]:
+        print(f"{name}: {q.answers[0][0] if q.answers else ''!r} -> {text!r}, {why or 'not found'}")
 
 
 def squad_command(args):
@@ -1257,10 +1279,9 @@ def squad_command(args):
     tuned, before, trained_on = (None, None, version) if args.train or not head else head
     if trained_on != version:
         raise UserError(f"{args.checkpoint}: a head for SQuAD {trained_on}, {args.dev}: {version}; expected the same")
-    settings = resolved(args, before or SQUAD_PRESETS[args.preset, version], device)
     check_outputs(args, args.checkpoint, args.train, args.dev, args.tokenizer)
-    if args.checkpoint and settings.n > model.encoder.config.positions:
-        raise UserError(f"--n {settings.n}: expected at most {model.encoder.config.positions}, the model's positions")
+    settings = resolved(args, before or SQUAD_PRESETS.get(f"{args.preset} {version}", SQUAD_PRESETS[args.preset]),
+                        device, model.encoder.config if args.checkpoint else None)
     if args.check:
         tokenizer = data.Tokenizer.load(args.tokenizer) if args.tokenizer else tokenizer
         return show_check(dev, tokenizer, settings, args.out)
@@ -1287,6 +1308,9 @@ def squad_command(args):
     show(["answers", "tau", *columns], rows, args.out)
 
 
+# ---- command line: does pre-training pay? --------------------------------------------------------------------------
+
+
 def toy_jobs(folder, tokenizer, device):
     """The toy tasks and SQuADs -> {name: (baseline score, job)}; job(encoder, seed=0)["score"] fine-tunes a copy."""
     jobs = {}
@@ -1305,8 +1329,7 @@ def toy_jobs(folder, tokenizer, device):
 
 def pays_command(args):
     """show on toy data what fine-tuning gains by pre-training"""
-    if args.out:
-        data.check_out(args.out, folder=True)
+    check_outputs(args)
     device, rows = autobert.find_device(args.device), []
     autobert.few_threads(autobert.SIZES["toy"])                     # the same figures on any number of cores
     with tempfile.TemporaryDirectory() as folder:
@@ -1337,106 +1360,77 @@ def pays_command(args):
          args.out and Path(args.out) / "pays.tsv")
 
 
-_OUT = {"pays": "a folder for pays.tsv", "predict": "a folder for TASK.tsv and submission.zip",
-        "grid": "a file that keeps finished runs; they are not repeated"}
-_ONLY = {"stride": "squad", "max_question": "squad", "max_answer": "squad", "small": "finetune grid",
-         "keep": "finetune grid", "eval_every": "finetune grid", "lr": "finetune squad",
-         "weight_decay": "finetune squad"}
-_CHOICES = {"precision": ("auto", *autobert.PRECISIONS), "keep": ("best", "last")}
-_HELP = {"epochs": "passes over the training rows", "lr": "peak learning rate", "weight_decay": "AdamW's",
-         "warmup": "share of all steps with rising learning rate", "batch": "rows a step",
-         "eval_batch": "rows of a forward pass without training", "n": "tokens of a row, at most",
-         "bucket": "batches whose rows are sorted by length together; 1: no sorting",
-         "precision": "auto: bf16 on cuda, else fp32",
-         "keep": "the model of the best evaluation on dev counts, or the last",
-         "small": "score MRPC and QQP by accuracy; where neither is given, for size small",
-         "eval_every": "steps between evaluations, where 0 is once an epoch",
-         "max_answer": "tokens of an answer, at most",
-         "stride": "tokens between the beginnings of two windows", "max_question": "tokens of a question, at most"}
+# ---- command line: flags, and main ---------------------------------------------------------------------------------
+
+COMMANDS = {"finetune": finetune_command, "grid": grid_command, "predict": predict_command,
+            "baseline": baseline_command, "squad": squad_command, "pays": pays_command}
+_SQUAD_FILE = "official JSON, plain, .xz or .gz"
+FLAGS = (  # the commands that have it, the flag, its help text, what else argparse shall know; then the settings' flags
+    ("finetune grid", "--checkpoint", "what autobert.py pretrain, a search or supernet.py wrote", {"required": True}),
+    ("predict", "--checkpoint", "what --save wrote: files or folders", {"required": True, "nargs": "+"}),
+    ("squad", "--checkpoint", "what autobert.py pretrain, a search, supernet.py or --save wrote"),
+    ("finetune grid predict baseline", "--glue", "the folder that holds CoLA, SST-2, ..", {"required": True}),
+    ("finetune grid baseline", "--task", "one or all eight", {"choices": ["all", *TASKS], "default": "all"}),
+    ("finetune grid", "--mnli", f"where {', '.join(MNLI_FIRST)} start: MNLI.pt of --save; auto: MNLI's best of "
+     "this run"),
+    ("squad", "--train", _SQUAD_FILE + "; without it the checkpoint must be one that --save wrote, whose settings then "
+     "stand for the preset's"),
+    ("squad", "--dev", _SQUAD_FILE, {"required": True}),
+    ("squad", "--v2", "the files are v2.0: a question may have no answer", {"action": "store_true"}),
+    ("squad", "--check", "no model: feed in the gold spans, show which answers come back and which do not",
+     {"action": "store_true"}),
+    ("squad", "--tokenizer", "a tokenizer.model, for --check without a checkpoint"),
+    ("finetune grid predict", "--cache", "a folder that keeps encoded rows for the next time"),
+    ("finetune grid", "--save", "a folder for the best model of each task, TASK.pt"),
+    ("squad", "--save", "a checkpoint to write, with the fine-tuned weights and head"),
+    ("squad", "--predictions", "JSON to write, as the official scorers take it: id -> text, at tau = 0"),
+    ("squad", "--null-odds", "JSON to write, for the v2.0 scorer: id -> null score - best span's"),
+    ("squad", "--nbest", f"JSON to write: id -> the {NBEST} best texts"),
+    ("finetune baseline squad", "--out", "a file to write"),
+    ("grid", "--out", "a file that keeps finished runs; they are not repeated"),
+    ("predict", "--out", "a folder for TASK.tsv and submission.zip", {"required": True}),
+    ("pays", "--out", "a folder for pays.tsv"),
+    ("finetune grid predict squad pays", "--device", "auto, cpu or cuda", {"default": "auto"}),
+    ("finetune grid baseline squad pays", "--seed", "the first seed", {"type": data.number(int, 0, data.SEEDS),
+                                                                      "default": 0}),
+    ("finetune grid baseline", "--seeds", "runs, from --seed on", {"type": data.number(int, 1), "default": 1}),
+    ("pays", "--seeds", "runs, from --seed on", {"type": data.number(int, 1), "default": 3}),
+    ("pays", "--steps", "of pre-training", {"type": data.number(int, 1), "default": 2000}),
+    ("baseline", "--small", "score MRPC and QQP by accuracy", {"action": "store_true"}),
+    ("grid", "--lrs", "learning rates; by default six, from half to 2.5 times the preset's",
+     {"type": data.number(float, 0), "nargs": "+"}),
+    ("grid", "--decays", "weight decays", {"type": data.number(float, 0), "nargs": "+", "default": list(DECAYS)}),
+    ("finetune grid squad", "--preset", "settings for the toy size, or those of the paper for its sizes",
+     {"choices": list(PRESETS), "default": "toy"}),
+)
 
 
-def usual(command, setting):
-    """What the presets have, for a help text. Example: "squad", "epochs" -> " (toy: 3, paper: 3, paper v2.0: 2)" """
-    presets = SQUAD_PRESETS if command == "squad" else {(name, "v1.1"): preset for name, preset in PRESETS.items()}
-    found = {key: f"{getattr(preset, setting)}" for key, preset in presets.items()}
-    shown = [f"{name}{' v2.0' * (version == 'v2.0')}: {value}" for (name, version), value in found.items()
-             if version == "v1.1" or value != found[name, "v1.1"]]
-    return f" ({', '.join(shown)})"
-
-
-def setting_flags(parser, name):
-    """A flag for each field of FinetuneSettings that the command `name` reads."""
-    for f in fields(FinetuneSettings):
-        least, most = int(f.type is int and f.name != "eval_every"), 1 if f.name == "warmup" else math.inf
-        how = {"choices": _CHOICES[f.name]} if f.type is str else {"action": argparse.BooleanOptionalAction} \
-            if f.type is bool else {"type": data.number(f.type, least, most)}
-        if name in _ONLY.get(f.name, name):
-            parser.add_argument("--" + f.name.replace("_", "-"), **how, default=None,
-                                help=_HELP[f.name] + usual(name, f.name))
-
-
-def squad_flags(parser):
-    """The options that only `squad` has."""
-    parser.add_argument("--train", help="official JSON, plain, .xz or .gz; without it the checkpoint must be "
-                                "one that --save wrote, whose settings then stand for the preset's")
-    parser.add_argument("--dev", required=True, help="official JSON, plain, .xz or .gz")
-    for flag, what in (("v2", "the files are v2.0: a question may have no answer"),
-                       ("check", "no model: feed in the gold spans, show which answers come back and which do not")):
-        parser.add_argument("--" + flag, action="store_true", help=what)
-    for flag, what in (("tokenizer", "a tokenizer.model, for --check without a checkpoint"),
-                       ("save", "a checkpoint to write, with the fine-tuned weights and head"),
-                       ("predictions", "JSON to write, as the official scorers take it: id -> text, at tau = 0"),
-                       ("null-odds", "JSON to write, for the v2.0 scorer: id -> null score - best span's"),
-                       ("nbest", f"JSON to write: id -> the {NBEST} best texts")):
-        parser.add_argument("--" + flag, help=what)
+def setting_flags(parser, command):
+    """A flag for each field of FinetuneSettings that the command reads; where not given, the preset's value stands."""
+    presets = SQUAD_PRESETS if command == "squad" else PRESETS
+    for f in (f for f in fields(FinetuneSettings) if command in f.metadata["of"]):
+        values = {name: getattr(preset, f.name) for name, preset in presets.items()}
+        usual = ", ".join(f"{name}: {value}" for name, value in values.items())
+        usual = usual if len(set(values.values())) > 1 else f"default: {values['toy']}"
+        how = {"action": argparse.BooleanOptionalAction} if f.type is bool else \
+            {"choices": f.metadata["choices"]} if f.type is str else \
+            {"type": data.number(f.type, f.metadata["least"], f.metadata["most"])}
+        parser.add_argument("--" + f.name.replace("_", "-"), help=f"{f.metadata['help']} ({usual})", **how)
 
 
 def main(argv=None):
     """The command line; see --help."""
     parser = data.Parser(description=__doc__.splitlines()[0])
-    parser.set_defaults(run=teach)
-    commands, parts = parser.add_subparsers(), {}
-    for name, run in (("finetune", finetune_command), ("grid", grid_command), ("predict", predict_command),
-                      ("baseline", baseline_command), ("squad", squad_command), ("pays", pays_command)):
-        one = parts[name] = commands.add_parser(name, help=run.__doc__)
-        one.set_defaults(run=run)
-        one.add_argument("--out", required=name == "predict", help=_OUT.get(name, "a file to write"))
-        if name != "baseline":
-            one.add_argument("--device", default="auto", help="auto, cpu or cuda")
-        if name != "predict":
-            one.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="the first seed")
-        if name not in ("predict", "squad"):
-            one.add_argument("--seeds", type=data.number(int, 1), default=3 if name == "pays" else 1,
-                             help="runs, from --seed on")
-    for name in ("finetune", "grid", "squad"):
-        parts[name].add_argument("--checkpoint", required=name != "squad",
-                                 help="what autobert.py pretrain, a search or supernet.py wrote")
-        parts[name].add_argument("--preset", choices=list(PRESETS), default="toy",
-                                 help="settings for the toy size, or those of the paper for its sizes")
-        setting_flags(parts[name], name)
-    for name in ("finetune", "grid", "predict", "baseline"):
-        parts[name].add_argument("--glue", required=True, help="the folder that holds CoLA, SST-2, ..")
-        if name != "baseline":
-            parts[name].add_argument("--cache", help="a folder that keeps encoded rows for the next time")
-        if name != "predict":
-            parts[name].add_argument("--task", choices=["all", *TASKS], default="all", help="one or all eight")
-    for name in ("finetune", "grid"):
-        parts[name].add_argument("--save", help="a folder for the best model of each task, TASK.pt")
-        parts[name].add_argument("--mnli", help=f"where {', '.join(MNLI_FIRST)} start: MNLI.pt of --save; auto: MNLI's "
-                                 "best of this run")
-    parts["grid"].add_argument("--lrs", type=data.number(float, 0), nargs="+",
-                               help="learning rates; by default six, from half to 2.5 times the preset's")
-    parts["grid"].add_argument("--decays", type=data.number(float, 0), nargs="+", default=list(DECAYS),
-                               help="weight decays")
-    parts["predict"].add_argument("--checkpoint", required=True, nargs="+", help="what --save wrote: files or folders")
-    parts["predict"].add_argument("--precision", choices=["auto", *autobert.PRECISIONS], default="fp32",
-                                  help="as for autobert.py pretrain")
-    parts["baseline"].add_argument("--small", action="store_true", help="score MRPC and QQP by accuracy")
-    squad_flags(parts["squad"])
-    parts["pays"].add_argument("--steps", type=data.number(int, 1), default=2000, help="of pre-training")
+    commands = parser.add_subparsers(dest="command")
+    for command, run in COMMANDS.items():
+        one = commands.add_parser(command, help=run.__doc__)
+        for of, flag, text, *how in FLAGS:
+            if command in of:
+                one.add_argument(flag, help=text, **dict(*how))
+        setting_flags(one, command)
     args = parser.parse_args(argv)
     try:
-        args.run(args)
+        COMMANDS[args.command](args) if args.command else teach()
     except Diverged as error:
         raise UserError(f"{error}; expected finite numbers, a smaller --lr may help") from None
 
