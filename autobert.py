@@ -93,6 +93,9 @@ SIZES = {
 }
 
 
+PRECISIONS = ("fp32", "medium", "bf16")
+
+
 @dataclass(frozen=True)
 class PretrainSettings:
     """One pre-training run. warmup: share of the steps; n: tokens a sequence; weight decay, clipping: BERT's.
@@ -465,6 +468,37 @@ def count_flops(config, backbone, n):
     return {"total": embeddings + sum(layers) + pooler, "embeddings": embeddings, "layers": layers, "pooler": pooler}
 
 
+# Tables 2, 4, 5, 7: parameters, "#Params of Att" (millions), FLOPs of one sequence of 128 tokens
+PAPER = {("small", "bert"): (14, None, 3.7e9), ("small", "autobert-zero"): (13, None, 2.9e9),
+         ("base", "bert"): (110, 21.3, 2.9e10), ("base", "autobert-zero"): (104, 15.4, 2.3e10),
+         ("base", "att-only"): (None, 16.5, None), ("base", "conv-only"): (None, 15.4, None),
+         ("large", "bert"): (340, None, 8.7e10), ("large", "autobert-zero"): (318, None, 6.8e10)}
+NOTES = """\
+params: encoder and pooler, biases included. of att: the input projections of both kinds of layer; W_O is not among
+  them, as the paper's 21.3M for BERT's 36 matrices shows. conv-only has 24; the paper's 15.4M is AutoBERT-Zero's.
+FLOPs: as ELECTRA counts them. The paper's for AutoBERT-Zero fit only a count without the convolutions' mixing, W_O
+  and one of the attention products. Its 318M parameters for large are what att-only has here."""
+
+
+def summary(args):
+    """Parameters and FLOPs of backbones at a size, with the paper's figure and the difference, one line each."""
+    def beside(ours, paper, form):
+        return f"{ours:{form}}" + (f" ({paper:g}, {100 * (ours / paper - 1):+.0f} %)" if paper else "")
+
+    for size in args.size:
+        config = replace(SIZES[size], vocab=args.vocab or (SIZES[size].vocab if size == "toy" else 30_522))
+        print(f"{size}: {config.layers} layers, d {config.hidden}, H {config.heads}, "
+              f"vocabulary {config.vocab:,}, n = {args.n}")
+        for name in args.backbone:
+            backbone = load_backbone(name, config.layers)
+            count, cost = count_parameters(config, backbone), count_flops(config, backbone, args.n)
+            paper = PAPER.get((size, name), (None,) * 3)
+            cells = (beside(count["total"] / 1e6, paper[0], ".1f"), beside(count["att"] / 1e6, paper[1], ".2f"),
+                     beside(cost["total"], paper[2] if args.n == 128 else None, ".3g"))
+            print(f"  {name:<14} params {cells[0]:<20} M  of att {cells[1]:<19} M  FLOPs {cells[2]}")
+    print("in brackets the paper's figure and how far ours is from it\n" + NOTES)
+
+
 # ---- Training (App. D) ----
 
 
@@ -733,6 +767,528 @@ def check_state(config, backbone, state, build):
         raise ValueError(f"weights {wrong[0]!r} that are not finite")
 
 
+# ---- Export ----
+
+
+def folded(model):
+    """{name: array}: the weights with every kernel as its k raw taps, whatever it was made from."""
+    weights = {name: p for name, p in model.state_dict().items() if ".transforms." not in name}
+    for i, layer in enumerate(model.encoder.layers):
+        if layer.kind == "convolution":
+            weights[f"encoder.layers.{i}.convolution.kernel"] = layer.convolution.taps().detach()
+    return {name: p.detach().cpu().numpy() for name, p in weights.items()}
+
+
+def hidden_states(encoder, batch):
+    """Yield the hidden states (B, n, d) of a batch (ids, segments, mask) behind the embeddings and each layer."""
+    x = encoder.embed(batch["ids"], batch["segments"])
+    yield x
+    for layer in encoder.layers:
+        x = layer(x, batch["mask"])
+        yield x
+
+
+@torch.no_grad()
+def reference(model, seed=0):
+    """Inputs with padding and all that a port must reproduce from them: {name: array}."""
+    model, config, rng = model.eval(), model.encoder.config, np.random.default_rng(seed)
+    n, lengths = min(32, config.positions), np.array([[32], [20], [5]])
+    batch = {"ids": rng.integers(data.FIRST_WORD, config.vocab, (3, n)), "mask": np.arange(n) < lengths,
+             "positions": np.array([1, 4, n + 2, 2 * n + 3]), "next": np.array([0, 1, 1])}
+    batch["segments"] = ((np.arange(n) >= lengths // 2) & batch["mask"]).astype(np.int64)
+    batch["targets"] = batch["ids"].reshape(-1)[batch["positions"]]
+    batch["ids"].reshape(-1)[batch["positions"]] = data.MASK
+    batch["ids"][~batch["mask"]] = data.PAD
+    tensors = to_device(batch, next(model.parameters()).device)
+    hidden = list(hidden_states(model.encoder, tensors))
+    loss, parts = model(tensors)
+    result = {f"hidden_{i}": x for i, x in enumerate(hidden)}  # 0: embeddings, i: after layer i
+    result |= {"mlm_logits": model.mlm_logits(hidden[-1].flatten(0, 1)[tensors["positions"]]), "loss": loss,
+               "next_logits": model.next(model.encoder.pool(hidden[-1])), "mlm": parts["mlm"], "nsp": parts["nsp"]}
+    return batch | {name: value.cpu().numpy() for name, value in result.items()}
+
+
+def export(args):
+    """Write what a port needs: backbone.json, config.json, weights.npz and reference.npz."""
+    if os.path.exists(args.out):
+        raise UserError(f"--out {args.out!r} exists; name a new folder")
+    if args.checkpoint:
+        model, tokenizer = load_checkpoint(args.checkpoint)
+    else:
+        config, tokenizer = SIZES[args.size], None
+        config = replace(config, vocab=args.vocab or config.vocab)
+        with seeded(args.seed):
+            model = Pretraining(config, load_backbone(args.backbone, config.layers))
+    vectors = reference(model.to(find_device("cpu")), args.seed)
+    if not os.path.isdir(os.path.dirname(os.path.abspath(args.out))):
+        raise UserError(f"--out {args.out!r}: its folder is not there")
+    with data.folder_beside(args.out) as beside:
+        save_backbone(beside / "backbone.json", model.encoder.backbone)
+        ours = ("kernel_chain", "fast", "checkpointing")  # how this program goes about it
+        config = {key: value for key, value in asdict(model.encoder.config).items() if key not in ours}
+        data.write_beside(beside / "config.json", json.dumps(config, indent=1) + "\n")
+        data.write_beside(beside / "weights.npz", lambda file: np.savez(file, **folded(model)))
+        data.write_beside(beside / "reference.npz", lambda file: np.savez(file, **vectors))
+        if tokenizer:
+            tokenizer.save(beside / "tokenizer.model")
+    print(f"wrote {', '.join(sorted(os.listdir(args.out)))} to {args.out}")
+
+
+# ---- Pictures and tables ----
+
+STYLE = """<style>text{font:12px monospace;fill:#222}.b{fill:#eef3fb;stroke:#4a6fa5}.c{fill:#fdf1e3;stroke:#b5762a}
+.i{fill:none;stroke:#888}path{fill:none;stroke:#888}.l{font-weight:bold}
+@media(prefers-color-scheme:dark){text{fill:#ddd}
+.b{fill:#1d2a3f;stroke:#7fa3d8}.c{fill:#3a2a16;stroke:#e0a860}.i,path{stroke:#999}}</style>"""
+
+
+def picture(backbone):
+    """A backbone as SVG, as Fig. 7 draws it: a row a layer, a kernel or a graph from its inputs to its output."""
+    parts, y, right = [], 10, 0
+
+    def box(x, y, text, kind):
+        parts.append(f'<rect class="{kind}" x="{x}" y="{y}" width="84" height="20" rx="5"/>'
+                     f'<text x="{x + 42}" y="{y + 14}" text-anchor="middle">{text}</text>')
+
+    for number, gene in enumerate(backbone, 1):
+        parts.append(f'<text class="l" x="8" y="{y + 14}">L{number}</text>')
+        if kernel_of(gene):
+            box(44, y, gene, "c")
+            y, right = y + 34, max(right, 128)
+            continue
+        dag = ops.parse(gene)
+        column = ops.fold(dag, [0] * 4, lambda op, *args: 1 + max(args))  # of every slot
+        last, taken, at = dict(enumerate(column)), {}, {}
+        for t, (_, *args) in enumerate(dag):
+            last |= {a: max(last[a], column[4 + t]) for a in args}  # the column of its last reader
+        slots = [ops.INPUTS.index(letter) for letter in ops.used(dag)] + list(range(4, 4 + len(dag)))
+        for slot in sorted(slots, key=column.__getitem__):
+            row = next(row for row in range(99) if taken.get(row, 0) <= column[slot])  # free until its last reader
+            taken[row] = last[slot]
+            at[slot] = (44 + 104 * column[slot], y + 28 * row)
+            op, *args = dag[slot - 4] if slot >= 4 else (ops.INPUTS[slot],)
+            box(*at[slot], op, "b" if slot >= 4 else "i")
+            for a in args:
+                (x1, y1), (x2, y2) = at[a], at[slot]
+                parts.append(f'<path d="M{x1 + 84} {y1 + 10}H{x2 - 18}C{x2 - 8} {y1 + 10} {x2 - 10} {y2 + 10} '
+                             f'{x2} {y2 + 10}"/>')
+        y, right = y + 28 * len(taken) + 14, max(right, 128 + 104 * max(column))
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{right + 16}" height="{y}" role="img" '
+            f'aria-label="backbone of {len(backbone)} layers">{STYLE}\n' + "\n".join(parts) + "\n</svg>\n")
+
+
+# Of each line: its colour in light and in dark, after Okabe and Ito (colour-blind readers see six, too), and its dashes
+LINES = (("#0072b2", "#56b4e9", "none"), ("#d55e00", "#ff9d5c", "8 4"), ("#007a5a", "#2fcf9f", "1 5"),
+         ("#b2508a", "#e8a0c8", "9 4 1 4"), ("#806000", "#f0e442", "16 5"), ("#555", "#c0c0c0", "4 4"))
+_light, _dark = ("".join(f".chart .s{i}{{color:{line[mode]}}}" for i, line in enumerate(LINES)) for mode in (0, 1))
+CHART = f"""<style>.chart text{{font:12px system-ui,sans-serif;fill:#222}}.chart .title{{font-weight:bold}}
+.chart path{{fill:none;stroke:#ddd}}.chart .line{{stroke:currentColor;stroke-width:2;stroke-linecap:round}}
+.chart .band{{fill:currentColor;fill-opacity:.2;stroke:none}}.chart circle{{fill:currentColor;fill-opacity:.75}}
+.chart .off{{fill:none;stroke:#777}}{_light}
+@media(prefers-color-scheme:dark){{.chart text{{fill:#ddd}}.chart path{{stroke:#3a3f45}}
+.chart .off{{stroke:#aaa}}{_dark}}}</style>"""
+
+
+def axis(values, log=False, whole=False):
+    """(low, high, about five round numbers between) of an axis. Example: [0, 10] -> (-0.4, 10.4, [0, 2, .., 10])
+
+    log: low and high are log10 of what they stand for. whole: the round numbers are whole.
+    """
+    values = [math.log10(v) if log else v for v in values] or [0, 1]
+    low, high, size = min(values), max(values), max(map(abs, values))
+    pad = 0.04 * (high - low) if high - low > 1e-9 * size + 1e-99 else 0.1 * size if size > 1e-99 else 1  # constant
+    low, high = low - pad, high + pad
+    if log:
+        digits, every = ((1, 2, 5), 1) if high - low < 3 else ((1,), math.ceil((high - low) / 6))
+        powers = range(math.floor(low), math.ceil(high) + 1, every)
+        marks = [m * 10.0 ** e for e in powers for m in digits if low <= e + math.log10(m) <= high]
+        return low, high, marks if len(marks) > 1 else axis([10 ** low, 10 ** high])[2][1:-1]
+    power = 10.0 ** math.floor(math.log10((high - low) / 6))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= (high - low) / 6)
+    step = max(step, 1) if whole else step
+    return low, high, [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def chart(title, across, up, series, dots=(), log=False):
+    """Lines as SVG, light or dark as the reader's screen is; no script. What is not finite is left out.
+
+    series: {name: (xs, ys) or (xs, ys, lows, highs)}, the latter with a band behind the line. log: the x axis is.
+    dots: (x, y, kind, tooltip); kind "s0" .. "s5" is the colour of that line, "off" a ring; y None: at the bottom.
+    """
+    def fits(x, *ys):
+        return all(abs(v) < 1e100 for v in (x, *ys)) and (not log or x > 1e-100)  # nan is not less
+
+    lines = {name: [row for row in zip(*columns) if fits(*row)] for name, columns in series.items()}
+    dots = [dot for dot in dots if fits(dot[0], dot[1] or 0)]
+    rows, legend, x, top = [row for line in lines.values() for row in line], [], 80, 44
+    for i, name in enumerate(lines):
+        if x > 80 and x + 40 + 7 * len(name) > 704:
+            x, top = 80, top + 20
+        legend.append(f'<path class="line s{i % 6}" stroke-dasharray="{LINES[i % 6][2]}" d="M{x} {top}h32"/>'
+                      f'<text x="{x + 40}" y="{top + 4}">{html.escape(name)}</text>')
+        x += 64 + 7 * len(name)
+    top += 20
+    left, right, columns = axis([p[0] for p in (*rows, *dots)], log, all(float(row[0]).is_integer() for row in rows))
+    low, high, levels = axis([y for row in rows for y in row[1:]] + [dot[1] for dot in dots if dot[1] is not None])
+
+    def px(x):
+        return round(80 + 624 * ((math.log10(x) if log else x) - left) / (right - left), 1)
+
+    def py(y):
+        return round(top + 240 * (high - y) / (high - low), 1)
+
+    def points(line, column):
+        return [f"{px(row[0])},{py(row[column])}" for row in line]
+
+    parts = [f'<path d="M{px(x)} {top}v245"/><text x="{px(x)}" y="{top + 260}" text-anchor="middle">{x:.6g}</text>'
+             for x in columns]
+    parts += [f'<path d="M75 {py(y)}h629"/><text x="70" y="{py(y) + 4}" text-anchor="end">{y:.6g}</text>'
+              for y in levels]
+    for i, line in enumerate(lines.values()):
+        if line and len(line[0]) == 4:
+            parts.append(f'<path class="band s{i % 6}" d="M{" ".join(points(line, 2) + points(line, 3)[::-1])}Z"/>')
+        if len(line) > 1:
+            parts.append(f'<path class="line s{i % 6}" stroke-dasharray="{LINES[i % 6][2]}" '
+                         f'd="M{" ".join(points(line, 1))}"/>')
+        dots += [(*line[0][:2], f"s{i % 6}", f"{line[0][0]}, {line[0][1]}")] if len(line) == 1 else []
+    parts += [f'<circle class="{kind}" cx="{px(x)}" cy="{py(low if y is None else y)}" r="3.5">'
+              f'<title>{html.escape(tooltip)}</title></circle>' for x, y, kind, tooltip in dots]
+    names = (f'<text x="392" y="{top + 282}" text-anchor="middle">{html.escape(across)}</text>'
+             f'<text transform="translate(16 {top + 120})rotate(-90)" text-anchor="middle">{html.escape(up)}</text>')
+    return framed(title, top + 290, [names, *legend, *parts])
+
+
+def framed(title, height, parts):
+    """A picture of SVG parts, 720 wide, under its title and in the style of CHART."""
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 720 {height}" width="720" role="img" '
+            f'aria-label="{html.escape(title)}">{CHART}\n<text class="title" x="80" y="20">{html.escape(title)}</text>'
+            + "\n".join(parts) + "\n</svg>\n")
+
+
+def named(paths):
+    """{name: path}: files by their stems, or by their whole paths where two have the same stem."""
+    stems = [Path(path).stem for path in paths]
+    return dict(zip(stems if len(set(stems)) == len(stems) else paths, paths))
+
+
+def tsv(*rows):
+    """Rows as lines whose cells are parted by tabs."""
+    return "".join("\t".join(map(str, row)) + "\n" for row in rows)
+
+
+# ---- Records of a pre-training ----
+
+COLUMNS = ("step", "lr", "loss", "mlm", "nsp", "nsp_accuracy", "held_mlm", "held_nsp_accuracy", "tokens_per_s",
+           "seconds")
+
+
+def read_records(path):
+    """The rows of a table of COLUMNS, each a dict of str; one that was cut short in the writing is left out."""
+    lines = [line.rstrip("\r\n").split("\t") for _, line in data.read_lines(path)]
+    if lines[:1] != [list(COLUMNS)]:
+        raise UserError(f"{path}: not the .tsv that `pretrain` writes; expected its columns {' '.join(COLUMNS)}")
+    step, number = re.compile("[0-9]{1,12}"), re.compile(r"|nan|-?inf|-?[0-9]+(\.[0-9]+)?(e[+-][0-9]+)?")
+    return [dict(zip(COLUMNS, row)) for row in lines[1:] if len(row) == len(COLUMNS)
+            and step.fullmatch(row[0]) and all(map(number.fullmatch, row[1:]))]
+
+
+def curve(rows, column):
+    """(steps, values) of a column of records, where it is filled."""
+    pairs = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
+    return [step for step, _ in pairs], [value for _, value in pairs]
+
+
+def draw(args):
+    """Write the picture of a backbone, or that of held-out losses in the records of pre-trainings."""
+    data.check_out(args.out)
+    if args.records:
+        if any(os.path.exists(args.out) and os.path.samefile(path, args.out) for path in args.records):
+            raise UserError(f"--out {args.out!r}: one of the records")
+        curves = {path: curve(read_records(path), "held_mlm") for path in args.records}
+        if missing := [path for path, (steps, _) in curves.items() if not steps]:
+            raise UserError(f"{missing[0]}: no held-out losses; expected the .tsv that `pretrain` wrote")
+        svg = chart("Pre-training: MLM loss on held-out documents", "step", "nats", curves)
+    else:
+        svg = picture(load_backbone(args.backbone))
+    data.write_beside(args.out, svg)
+    print(f"wrote {args.out}")
+
+
+# ---- Pre-training from the command line ----
+
+PUBLISHED = "autobert-zero"  # the backbone where none is named
+# What `pretrain` takes where nothing else is given; steps, batch, .. are those of the size
+USUAL = {"backbone": None, "size": "toy", "init": None, "fast": "auto", "checkpointing": False,
+         "precision": "auto", "out": "model.pt", "overwrite": False}
+OF_MACHINE = ("device", "compile")  # may differ in a resumed run
+
+
+def join():
+    """(rank, processes): those that torchrun gave this process, which then has joined the others; else (0, 1)."""
+    if not distributed.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
+        return 0, 1
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=timedelta(days=1))  # the others wait while one reads the corpus
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def in_turn(work, rank, processes):
+    """work() of this process, that of rank 0 first; where it fails there, the others end and leave it to say why."""
+    failed = torch.ones(())
+    try:
+        if rank == 0:
+            result = work()
+            failed.zero_()
+    finally:
+        if processes > 1:
+            distributed.broadcast(failed, 0)
+    if rank:
+        if failed:
+            sys.exit()
+        result = work()
+    return result
+
+
+def starting_point(asked, seed):
+    """(model, tokenizer, corpus) to begin with: random weights and a new tokenizer, or those of --init."""
+    how, size = {"fast": asked["fast"], "checkpointing": asked["checkpointing"]}, SIZES[asked["size"]]
+    if asked["init"]:
+        loaded, tokenizer = load_checkpoint(asked["init"])
+        config = loaded.encoder.config
+        if (config.layers, config.hidden) != (size.layers, size.hidden):
+            raise UserError(f"--init {asked['init']!r}: {config.layers} layers of {config.hidden}; "
+                            f"size {asked['size']} has {size.layers} of {size.hidden}")
+        model = Pretraining(replace(config, **how), loaded.encoder.backbone)
+        model.load_state_dict(loaded.state_dict())
+        return model, tokenizer, data.open_corpus(asked["corpus"], tokenizer)
+    backbone = load_backbone(asked["backbone"] or PUBLISHED, size.layers)
+    tokenizer = data.tokenizer_for(asked["corpus"], asked.get("vocab"), seed, size.vocab)
+    corpus = data.open_corpus(asked["corpus"], tokenizer)
+    with seeded(seed):
+        return Pretraining(replace(size, vocab=tokenizer.vocab_size, **how), backbone), tokenizer, corpus
+
+
+def resolve(asked, device):
+    """All that a new run goes by, as one flat dict; UserError if its sizes or its files are not to be had."""
+    given = {f.name: asked[f.name] for f in fields(PretrainSettings) if f.name in asked}
+    if asked["init"] and (asked["backbone"] or "vocab" in asked):
+        raise UserError(f"--init {asked['init']!r} brings its backbone and vocabulary; none can be given with it")
+    if given["precision"] == "auto":
+        given["precision"] = "bf16" if device.type == "cuda" else "fp32"
+    s, size, out = replace(PRETRAIN[asked["size"]], **given), SIZES[asked["size"]], asked["out"]
+    if Path(out).suffix in (".tsv", ".svg"):
+        raise UserError(f"--out {out!r}: the records beside the checkpoint have this ending; expected another")
+    data.check_out(out)
+    for path in (out, Path(out).with_suffix(".tsv"), Path(out).with_suffix(".svg")):
+        data.check_out(path)
+        if os.path.exists(path) and not asked["overwrite"]:
+            raise UserError(f"--out {out!r}: {str(path)!r} exists; give another or --overwrite")
+    if s.n > size.positions:
+        raise UserError(f"--n {s.n}: size {asked['size']} has {size.positions} positions")
+    if s.batch % s.accumulate:
+        raise UserError(f"--accumulate {s.accumulate} does not divide --batch {s.batch}")
+    return {**asdict(s), "size": asked["size"], "name": asked["init"] or asked["backbone"] or PUBLISHED,
+            "corpus": [os.path.abspath(path) for path in asked["corpus"]],
+            "eval_every": asked.get("eval_every", max(100, s.steps // 20)),
+            "save_every": asked.get("save_every", max(100, min(2000, s.steps // 10)))}
+
+
+def resumed(path, given):
+    """(model, tokenizer, corpus, options, state) of the unfinished run whose checkpoint `path` is."""
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
+        raise UserError(f"--resume {path!r} goes on with the settings stored there; {flags} cannot be given with it")
+    content = load_tensors(path)
+    model, tokenizer = from_content(content, path)
+    if not {"run", "training"} <= content.keys():
+        raise UserError(f"--resume {path!r}: a finished model; nothing to resume")
+    options, state = content["run"], content["training"]
+    kinds = {f.name: f.type for f in fields(PretrainSettings)} | {
+        "corpus": list, "tokens": int, "steps_per_epoch": int, "order": int, "eval_every": int, "save_every": int,
+        "size": str, "name": str}
+    try:
+        good = isinstance(options, dict) and isinstance(state, dict)
+        good = good and all(type(options[key]) is kind and (kind is not int or 0 <= options[key] < 2**63)
+                            and (kind is not float or 0 <= options[key] < math.inf) for key, kind in kinds.items())
+        good = good and min(options[key] for key in ("batch", "accumulate", "eval_every", "save_every")) > 0
+        good = good and all(isinstance(path, str) for path in options["corpus"])
+        good = good and options["precision"] in PRECISIONS and options["batch"] % options["accumulate"] == 0
+        good = good and type(state["step"]) is int and 0 < state["step"] < options["steps"]
+        good = good and type(state["seconds"]) is float and 0 <= state["seconds"] < math.inf
+        good = good and isinstance(state["optimizer"], dict)
+    except (LookupError, TypeError, AttributeError):
+        good = False
+    if not good:
+        raise UserError(f"--resume {path!r}: not written by `pretrain` of this program")
+    return model, tokenizer, data.open_corpus(options["corpus"], tokenizer), options, state
+
+
+def check_space(path, model):
+    """UserError unless the folder of `path` takes a checkpoint and the next one: weights and Adam's two moments."""
+    need = 2 * 3 * sum(p.numel() * p.element_size() for p in model.parameters())
+    free = shutil.disk_usage(os.path.dirname(path) or ".").free
+    free += os.path.getsize(path) if os.path.exists(path) else 0
+    if free < need:
+        raise UserError(f"{path}: its folder has {free / 1e6:,.0f} MB left; "
+                        f"the checkpoint and its replacement take {need / 1e6:,.0f} MB")
+
+
+def load_moments(optimizer, saved, path):
+    """Put Adam's moments of a checkpoint into an optimizer; UserError if they are not of its parameters."""
+    try:  # rates, decay and the like are this program's, not the file's
+        optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+        good = all(optimizer.state[p][key].shape == p.shape and optimizer.state[p][key].dtype == p.dtype
+                   for group in optimizer.param_groups for p in group["params"] for key in ("exp_avg", "exp_avg_sq"))
+        good = good and all(s["step"].shape == () and len(s) == 3 for s in optimizer.state.values())
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError):
+        good = False
+    if not good:
+        raise UserError(f"--resume {path!r}: its moments are not those of the model")
+
+
+def span(seconds):
+    """A time in words. Example: 192 -> "3m12s"; 7260 -> "2h01m"; 8 -> "8s" """
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"
+
+
+class Run:
+    """One pre-training and its files: the checkpoint `out` and, beside it, its records (.tsv) and curve (.svg).
+
+    options: what it goes by, printed and kept in every checkpoint. state: of the checkpoint to go on from, or None.
+    """
+
+    def __init__(self, out, options, settings, model, tokenizer, batches, held_out, device, state):
+        self.out, self.options, self.settings, self.device = out, options, settings, device
+        self.model, self.tokenizer, self.batches, self.held_out = model, tokenizer, batches, held_out
+        self.optimizer = make_optimizer(model, settings.lr, settings.weight_decay, (0.9, settings.beta2))
+        if state:
+            load_moments(self.optimizer, state["optimizer"], out)
+        self.first, self.before = (state["step"], state["seconds"]) if state else (0, 0.0)
+        self.saved, self.table = self.first, Path(out).with_suffix(".tsv")
+        self.log_every = max(1, settings.steps // 100)
+
+    def begin(self):
+        """Print what it goes by, and begin its records or cut off those behind the checkpoint; they are locked."""
+        if self.table.exists():
+            data.lock(self.table).close()
+        print(json.dumps(self.options), flush=True)
+        rows = read_records(self.table) if self.first and self.table.exists() else []
+        data.write_beside(self.table, "\t".join(COLUMNS) + "\n" + "".join(
+            "\t".join(row.values()) + "\n" for row in rows if int(row["step"]) <= self.first))
+        self.lock, self.start, self.seen = data.lock(self.table), time.time(), (self.first, time.time())
+
+    def due(self, step):
+        """Whether `report` has something to do behind a step; always behind the first."""
+        every = self.log_every, self.options["eval_every"], self.options["save_every"]
+        return step == 0 or any((step + 1) % k == 0 for k in every)
+
+    def report(self, step, lr, parts):
+        """Behind a step: a line and a row of progress, held-out loss, checkpoint, as they are due; all at the end."""
+        done, now, s = step + 1, time.time(), self.settings
+        if done % self.log_every == 0 or done % self.options["eval_every"] == 0 or done in (1, s.steps):
+            rate = (done - self.seen[0]) * s.batch * s.n / max(1e-6, now - self.seen[1])
+            left = (s.steps - done) * (now - self.start) / (done - self.first)
+            row = {"lr": lr, "loss": parts["mlm"] + parts["nsp"], **parts, "tokens_per_s": rate}
+            print(f"step={done}/{s.steps} loss={row['loss']:.3f} mlm={parts['mlm']:.3f} nsp={parts['nsp']:.3f} "
+                  f"lr={lr:.2e} tokens/s={rate:.0f} left={span(left)}", flush=True)
+            if done % self.options["eval_every"] == 0 or done == s.steps:
+                row |= {f"held_{key}": value for key, value in self.evaluate().items()}
+            row["seconds"] = self.before + time.time() - self.start
+            with open(self.table, "a", encoding="utf-8") as file:
+                values = [f"{row[key]:.7g}" if key in row else "" for key in COLUMNS[1:]]
+                file.write("\t".join([str(done), *values]) + "\n")
+        if done % self.options["save_every"] == 0 or done == s.steps:
+            self.save(done)
+        self.seen = done, time.time()
+
+    def evaluate(self):
+        """held_out_loss over 20 batches, or as many as the held-out documents fill."""
+        found = held_out_loss(self.model, self.held_out, min(20, self.held_out.steps_per_epoch), self.device)
+        self.model.train()
+        print("held-out " + " ".join(f"{key}={value:.4f}" for key, value in found.items()), flush=True)
+        return found
+
+    def save(self, done):
+        """Write the checkpoint, until the end with all that --resume needs, and the curve."""
+        state = {"step": done, "seconds": self.before + time.time() - self.start,
+                 "optimizer": self.optimizer.state_dict()}
+        more = {} if done == self.settings.steps else {"training": state}
+        save_checkpoint(self.out, self.model, self.tokenizer, run=self.options, **more)
+        self.saved, rows = done, read_records(self.table)
+        data.write_beside(self.table.with_suffix(".svg"), chart(
+            f"Pre-training: {self.options['name']}, {self.options['size']}", "step", "nats",
+            {"training MLM": curve(rows, "mlm"), "held-out MLM": curve(rows, "held_mlm")}))
+
+
+def prepare(args, processes):
+    """The Run that the command line asks for: a new one, or with --resume the one that stopped."""
+    given = {key: value for key, value in vars(args).items() if key not in ("command", "run", *OF_MACHINE, "resume")}
+    device = find_device(args.device)
+    if processes > 1 and device.type == "cuda":
+        device = find_device(f"cuda:{os.environ['LOCAL_RANK']}")
+    if args.resume is not None:
+        model, tokenizer, corpus, options, state = resumed(args.resume, given)
+        out = args.resume
+    else:
+        asked = USUAL | given
+        options, out, state = resolve(asked, device), asked["out"], None
+        model, tokenizer, corpus = starting_point(asked, options["seed"])
+    s = PretrainSettings(**{f.name: options[f.name] for f in fields(PretrainSettings)})
+    if s.batch < s.accumulate * processes:
+        raise UserError(f"--batch {s.batch}: fewer rows than {processes} processes with --accumulate {s.accumulate}")
+    check_space(out, model)
+    config = model.encoder.config
+    few_threads(config)
+    learnt, held = data.split_held_out(corpus)
+    batches = data.PretrainingData(learnt, s.n, s.batch, config.vocab, s.seed)
+    held_out = data.PretrainingData(held, s.n, min(s.batch, 64), config.vocab, s.seed)
+    counts = {"tokens": len(corpus.tokens), "steps_per_epoch": batches.steps_per_epoch,
+              "order": zlib.crc32(corpus.sentences)}  # of sentences, by their lengths
+    if state and any(options[key] != value for key, value in counts.items()):
+        raise UserError(f"--resume {out!r}: the corpus has changed, {options['tokens']:,} tokens in "
+                        f"{options['steps_per_epoch']:,} batches before, {counts['tokens']:,} in "
+                        f"{counts['steps_per_epoch']:,} now ({', '.join(options['corpus'])})")
+    options |= counts | {"model": asdict(config), "backbone": list(model.encoder.backbone), "device": str(device),
+                         "processes": processes}
+    return Run(out, options, s, model.to(device), tokenizer, batches, held_out, device, state)
+
+
+def train(args):
+    """Pre-train one backbone on a corpus, or go on with it; under torchrun all processes together."""
+    rank, processes = join()
+    run = in_turn(lambda: prepare(args, processes), rank, processes)
+    if args.compile:
+        run.model.compile()
+    model = DistributedDataParallel(run.model) if processes > 1 else run.model
+    if rank == 0:
+        run.begin()
+    try:
+        pretrain(model, run.batches, run.settings, run.device, None if rank else run.report, due=run.due,
+                 optimizer=run.optimizer, first=run.first, share=(rank, processes))
+    except Diverged as error:
+        if rank:  # the first one says it
+            sys.exit()
+        last = f"the last good checkpoint is {run.out!r}, of step {run.saved}"
+        raise UserError(f"{error} of {run.settings.steps}, with --lr {run.settings.lr}, a smaller one may help; "
+                        f"{last if run.saved else 'no checkpoint was written'}") from None
+    except torch.OutOfMemoryError:
+        raise UserError(f"out of memory on {run.device} with --batch {run.settings.batch} and --accumulate "
+                        f"{run.settings.accumulate}; a larger --accumulate or --checkpointing takes less") from None
+    except RuntimeError as error:  # what gloo raises where the first process has ended: that one said why
+        if not rank or "by peer" not in str(error):
+            raise
+        sys.exit()
+    finally:
+        if rank == 0:
+            run.lock.close()
+    if rank == 0:
+        print(f"wrote {run.out}")
+    if processes > 1:
+        distributed.destroy_process_group()
+
+
 # ---- Speed ----
 
 # A size, its tokens a sequence, its batch, and steps of a turn, for what a loop keeps from one to the next. A peer's
@@ -740,7 +1296,6 @@ def check_state(config, backbone, state, build):
 BENCH = {"mini": (replace(SIZES["mini"], vocab=4000, dropout=0.1), 64, 32, 20),
          "small": (replace(SIZES["small"], embedding=256), 128, 16, 6), "base": (SIZES["base"], 128, 8, 4),
          "large": (SIZES["large"], 128, 8, 2)}
-PRECISIONS = ("fp32", "medium", "bf16")
 PEER = ("BertConfig", "BertForPreTraining", "BertTokenizerFast", "DataCollatorForLanguageModeling")  # of a package
 BENCH_COLUMNS = ("size", "what", "n", "batch", "model", "precision", "ms", "tokens_per_s", "of_peak", "memory_MB",
                  "to_peer_fp32", "low", "high", "to_peer_same", "to_bert_same")
@@ -952,11 +1507,6 @@ def race_batches(args):
               + f"; the peer's collator, which only masks: {1e3 * other:.2f} ms, {ratio:.0f} times it" * bool(peer))
 
 
-def tsv(*rows):
-    """Rows as lines whose cells are parted by tabs."""
-    return "".join("\t".join(map(str, row)) + "\n" for row in rows)
-
-
 def bench(args):
     """Measure training steps and inference, in turns in one process, beside a peer if one is named."""
     device, before = find_device(args.device), torch.get_num_threads()
@@ -979,258 +1529,6 @@ def bench(args):
     if args.out:
         data.write_beside(args.out, tsv(BENCH_COLUMNS, *found))
     torch.set_num_threads(before)
-
-
-# ---- Command line ----
-
-
-# Tables 2, 4, 5, 7: parameters, "#Params of Att" (millions), FLOPs of one sequence of 128 tokens
-PAPER = {("small", "bert"): (14, None, 3.7e9), ("small", "autobert-zero"): (13, None, 2.9e9),
-         ("base", "bert"): (110, 21.3, 2.9e10), ("base", "autobert-zero"): (104, 15.4, 2.3e10),
-         ("base", "att-only"): (None, 16.5, None), ("base", "conv-only"): (None, 15.4, None),
-         ("large", "bert"): (340, None, 8.7e10), ("large", "autobert-zero"): (318, None, 6.8e10)}
-NOTES = """\
-params: encoder and pooler, biases included. of att: the input projections of both kinds of layer; W_O is not among
-  them, as the paper's 21.3M for BERT's 36 matrices shows. conv-only has 24; the paper's 15.4M is AutoBERT-Zero's.
-FLOPs: as ELECTRA counts them. The paper's for AutoBERT-Zero fit only a count without the convolutions' mixing, W_O
-  and one of the attention products. Its 318M parameters for large are what att-only has here."""
-
-
-def summary(args):
-    """Parameters and FLOPs of backbones at a size, with the paper's figure and the difference, one line each."""
-    def beside(ours, paper, form):
-        return f"{ours:{form}}" + (f" ({paper:g}, {100 * (ours / paper - 1):+.0f} %)" if paper else "")
-
-    for size in args.size:
-        config = replace(SIZES[size], vocab=args.vocab or (SIZES[size].vocab if size == "toy" else 30_522))
-        print(f"{size}: {config.layers} layers, d {config.hidden}, H {config.heads}, "
-              f"vocabulary {config.vocab:,}, n = {args.n}")
-        for name in args.backbone:
-            backbone = load_backbone(name, config.layers)
-            count, cost = count_parameters(config, backbone), count_flops(config, backbone, args.n)
-            paper = PAPER.get((size, name), (None,) * 3)
-            cells = (beside(count["total"] / 1e6, paper[0], ".1f"), beside(count["att"] / 1e6, paper[1], ".2f"),
-                     beside(cost["total"], paper[2] if args.n == 128 else None, ".3g"))
-            print(f"  {name:<14} params {cells[0]:<20} M  of att {cells[1]:<19} M  FLOPs {cells[2]}")
-    print("in brackets the paper's figure and how far ours is from it\n" + NOTES)
-
-
-# ---- Export and picture ----
-
-
-def folded(model):
-    """{name: array}: the weights with every kernel as its k raw taps, whatever it was made from."""
-    weights = {name: p for name, p in model.state_dict().items() if ".transforms." not in name}
-    for i, layer in enumerate(model.encoder.layers):
-        if layer.kind == "convolution":
-            weights[f"encoder.layers.{i}.convolution.kernel"] = layer.convolution.taps().detach()
-    return {name: p.detach().cpu().numpy() for name, p in weights.items()}
-
-
-def hidden_states(encoder, batch):
-    """Yield the hidden states (B, n, d) of a batch (ids, segments, mask) behind the embeddings and each layer."""
-    x = encoder.embed(batch["ids"], batch["segments"])
-    yield x
-    for layer in encoder.layers:
-        x = layer(x, batch["mask"])
-        yield x
-
-
-@torch.no_grad()
-def reference(model, seed=0):
-    """Inputs with padding and all that a port must reproduce from them: {name: array}."""
-    model, config, rng = model.eval(), model.encoder.config, np.random.default_rng(seed)
-    n, lengths = min(32, config.positions), np.array([[32], [20], [5]])
-    batch = {"ids": rng.integers(data.FIRST_WORD, config.vocab, (3, n)), "mask": np.arange(n) < lengths,
-             "positions": np.array([1, 4, n + 2, 2 * n + 3]), "next": np.array([0, 1, 1])}
-    batch["segments"] = ((np.arange(n) >= lengths // 2) & batch["mask"]).astype(np.int64)
-    batch["targets"] = batch["ids"].reshape(-1)[batch["positions"]]
-    batch["ids"].reshape(-1)[batch["positions"]] = data.MASK
-    batch["ids"][~batch["mask"]] = data.PAD
-    tensors = to_device(batch, next(model.parameters()).device)
-    hidden = list(hidden_states(model.encoder, tensors))
-    loss, parts = model(tensors)
-    result = {f"hidden_{i}": x for i, x in enumerate(hidden)}  # 0: embeddings, i: after layer i
-    result |= {"mlm_logits": model.mlm_logits(hidden[-1].flatten(0, 1)[tensors["positions"]]), "loss": loss,
-               "next_logits": model.next(model.encoder.pool(hidden[-1])), "mlm": parts["mlm"], "nsp": parts["nsp"]}
-    return batch | {name: value.cpu().numpy() for name, value in result.items()}
-
-
-def export(args):
-    """Write what a port needs: backbone.json, config.json, weights.npz and reference.npz."""
-    if os.path.exists(args.out):
-        raise UserError(f"--out {args.out!r} exists; name a new folder")
-    if args.checkpoint:
-        model, tokenizer = load_checkpoint(args.checkpoint)
-    else:
-        config, tokenizer = SIZES[args.size], None
-        config = replace(config, vocab=args.vocab or config.vocab)
-        with seeded(args.seed):
-            model = Pretraining(config, load_backbone(args.backbone, config.layers))
-    vectors = reference(model.to(find_device("cpu")), args.seed)
-    if not os.path.isdir(os.path.dirname(os.path.abspath(args.out))):
-        raise UserError(f"--out {args.out!r}: its folder is not there")
-    with data.folder_beside(args.out) as beside:
-        save_backbone(beside / "backbone.json", model.encoder.backbone)
-        ours = ("kernel_chain", "fast", "checkpointing")  # how this program goes about it
-        config = {key: value for key, value in asdict(model.encoder.config).items() if key not in ours}
-        data.write_beside(beside / "config.json", json.dumps(config, indent=1) + "\n")
-        data.write_beside(beside / "weights.npz", lambda file: np.savez(file, **folded(model)))
-        data.write_beside(beside / "reference.npz", lambda file: np.savez(file, **vectors))
-        if tokenizer:
-            tokenizer.save(beside / "tokenizer.model")
-    print(f"wrote {', '.join(sorted(os.listdir(args.out)))} to {args.out}")
-
-
-STYLE = """<style>text{font:12px monospace;fill:#222}.b{fill:#eef3fb;stroke:#4a6fa5}.c{fill:#fdf1e3;stroke:#b5762a}
-.i{fill:none;stroke:#888}path{fill:none;stroke:#888}.l{font-weight:bold}
-@media(prefers-color-scheme:dark){text{fill:#ddd}
-.b{fill:#1d2a3f;stroke:#7fa3d8}.c{fill:#3a2a16;stroke:#e0a860}.i,path{stroke:#999}}</style>"""
-
-
-def picture(backbone):
-    """A backbone as SVG, as Fig. 7 draws it: a row a layer, a kernel or a graph from its inputs to its output."""
-    parts, y, right = [], 10, 0
-
-    def box(x, y, text, kind):
-        parts.append(f'<rect class="{kind}" x="{x}" y="{y}" width="84" height="20" rx="5"/>'
-                     f'<text x="{x + 42}" y="{y + 14}" text-anchor="middle">{text}</text>')
-
-    for number, gene in enumerate(backbone, 1):
-        parts.append(f'<text class="l" x="8" y="{y + 14}">L{number}</text>')
-        if kernel_of(gene):
-            box(44, y, gene, "c")
-            y, right = y + 34, max(right, 128)
-            continue
-        dag = ops.parse(gene)
-        column = ops.fold(dag, [0] * 4, lambda op, *args: 1 + max(args))  # of every slot
-        last, taken, at = dict(enumerate(column)), {}, {}
-        for t, (_, *args) in enumerate(dag):
-            last |= {a: max(last[a], column[4 + t]) for a in args}  # the column of its last reader
-        slots = [ops.INPUTS.index(letter) for letter in ops.used(dag)] + list(range(4, 4 + len(dag)))
-        for slot in sorted(slots, key=column.__getitem__):
-            row = next(row for row in range(99) if taken.get(row, 0) <= column[slot])  # free until its last reader
-            taken[row] = last[slot]
-            at[slot] = (44 + 104 * column[slot], y + 28 * row)
-            op, *args = dag[slot - 4] if slot >= 4 else (ops.INPUTS[slot],)
-            box(*at[slot], op, "b" if slot >= 4 else "i")
-            for a in args:
-                (x1, y1), (x2, y2) = at[a], at[slot]
-                parts.append(f'<path d="M{x1 + 84} {y1 + 10}H{x2 - 18}C{x2 - 8} {y1 + 10} {x2 - 10} {y2 + 10} '
-                             f'{x2} {y2 + 10}"/>')
-        y, right = y + 28 * len(taken) + 14, max(right, 128 + 104 * max(column))
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{right + 16}" height="{y}" role="img" '
-            f'aria-label="backbone of {len(backbone)} layers">{STYLE}\n' + "\n".join(parts) + "\n</svg>\n")
-
-
-# Of each line: its colour in light and in dark, after Okabe and Ito (colour-blind readers see six, too), and its dashes
-LINES = (("#0072b2", "#56b4e9", "none"), ("#d55e00", "#ff9d5c", "8 4"), ("#007a5a", "#2fcf9f", "1 5"),
-         ("#b2508a", "#e8a0c8", "9 4 1 4"), ("#806000", "#f0e442", "16 5"), ("#555", "#c0c0c0", "4 4"))
-_light, _dark = ("".join(f".chart .s{i}{{color:{line[mode]}}}" for i, line in enumerate(LINES)) for mode in (0, 1))
-CHART = f"""<style>.chart text{{font:12px system-ui,sans-serif;fill:#222}}.chart .title{{font-weight:bold}}
-.chart path{{fill:none;stroke:#ddd}}.chart .line{{stroke:currentColor;stroke-width:2;stroke-linecap:round}}
-.chart .band{{fill:currentColor;fill-opacity:.2;stroke:none}}.chart circle{{fill:currentColor;fill-opacity:.75}}
-.chart .off{{fill:none;stroke:#777}}{_light}
-@media(prefers-color-scheme:dark){{.chart text{{fill:#ddd}}.chart path{{stroke:#3a3f45}}
-.chart .off{{stroke:#aaa}}{_dark}}}</style>"""
-
-
-def axis(values, log=False, whole=False):
-    """(low, high, about five round numbers between) of an axis. Example: [0, 10] -> (-0.4, 10.4, [0, 2, .., 10])
-
-    log: low and high are log10 of what they stand for. whole: the round numbers are whole.
-    """
-    values = [math.log10(v) if log else v for v in values] or [0, 1]
-    low, high, size = min(values), max(values), max(map(abs, values))
-    pad = 0.04 * (high - low) if high - low > 1e-9 * size + 1e-99 else 0.1 * size if size > 1e-99 else 1  # constant
-    low, high = low - pad, high + pad
-    if log:
-        digits, every = ((1, 2, 5), 1) if high - low < 3 else ((1,), math.ceil((high - low) / 6))
-        powers = range(math.floor(low), math.ceil(high) + 1, every)
-        marks = [m * 10.0 ** e for e in powers for m in digits if low <= e + math.log10(m) <= high]
-        return low, high, marks if len(marks) > 1 else axis([10 ** low, 10 ** high])[2][1:-1]
-    power = 10.0 ** math.floor(math.log10((high - low) / 6))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= (high - low) / 6)
-    step = max(step, 1) if whole else step
-    return low, high, [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def chart(title, across, up, series, dots=(), log=False):
-    """Lines as SVG, light or dark as the reader's screen is; no script. What is not finite is left out.
-
-    series: {name: (xs, ys) or (xs, ys, lows, highs)}, the latter with a band behind the line. log: the x axis is.
-    dots: (x, y, kind, tooltip); kind "s0" .. "s5" is the colour of that line, "off" a ring; y None: at the bottom.
-    """
-    def fits(x, *ys):
-        return all(abs(v) < 1e100 for v in (x, *ys)) and (not log or x > 1e-100)  # nan is not less
-
-    lines = {name: [row for row in zip(*columns) if fits(*row)] for name, columns in series.items()}
-    dots = [dot for dot in dots if fits(dot[0], dot[1] or 0)]
-    rows, legend, x, top = [row for line in lines.values() for row in line], [], 80, 44
-    for i, name in enumerate(lines):
-        if x > 80 and x + 40 + 7 * len(name) > 704:
-            x, top = 80, top + 20
-        legend.append(f'<path class="line s{i % 6}" stroke-dasharray="{LINES[i % 6][2]}" d="M{x} {top}h32"/>'
-                      f'<text x="{x + 40}" y="{top + 4}">{html.escape(name)}</text>')
-        x += 64 + 7 * len(name)
-    top += 20
-    left, right, columns = axis([p[0] for p in (*rows, *dots)], log, all(float(row[0]).is_integer() for row in rows))
-    low, high, levels = axis([y for row in rows for y in row[1:]] + [dot[1] for dot in dots if dot[1] is not None])
-
-    def px(x):
-        return round(80 + 624 * ((math.log10(x) if log else x) - left) / (right - left), 1)
-
-    def py(y):
-        return round(top + 240 * (high - y) / (high - low), 1)
-
-    def points(line, column):
-        return [f"{px(row[0])},{py(row[column])}" for row in line]
-
-    parts = [f'<path d="M{px(x)} {top}v245"/><text x="{px(x)}" y="{top + 260}" text-anchor="middle">{x:.6g}</text>'
-             for x in columns]
-    parts += [f'<path d="M75 {py(y)}h629"/><text x="70" y="{py(y) + 4}" text-anchor="end">{y:.6g}</text>'
-              for y in levels]
-    for i, line in enumerate(lines.values()):
-        if line and len(line[0]) == 4:
-            parts.append(f'<path class="band s{i % 6}" d="M{" ".join(points(line, 2) + points(line, 3)[::-1])}Z"/>')
-        if len(line) > 1:
-            parts.append(f'<path class="line s{i % 6}" stroke-dasharray="{LINES[i % 6][2]}" '
-                         f'd="M{" ".join(points(line, 1))}"/>')
-        dots += [(*line[0][:2], f"s{i % 6}", f"{line[0][0]}, {line[0][1]}")] if len(line) == 1 else []
-    parts += [f'<circle class="{kind}" cx="{px(x)}" cy="{py(low if y is None else y)}" r="3.5">'
-              f'<title>{html.escape(tooltip)}</title></circle>' for x, y, kind, tooltip in dots]
-    names = (f'<text x="392" y="{top + 282}" text-anchor="middle">{html.escape(across)}</text>'
-             f'<text transform="translate(16 {top + 120})rotate(-90)" text-anchor="middle">{html.escape(up)}</text>')
-    return framed(title, top + 290, [names, *legend, *parts])
-
-
-def framed(title, height, parts):
-    """A picture of SVG parts, 720 wide, under its title and in the style of CHART."""
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 720 {height}" width="720" role="img" '
-            f'aria-label="{html.escape(title)}">{CHART}\n<text class="title" x="80" y="20">{html.escape(title)}</text>'
-            + "\n".join(parts) + "\n</svg>\n")
-
-
-def named(paths):
-    """{name: path}: files by their stems, or by their whole paths where two have the same stem."""
-    stems = [Path(path).stem for path in paths]
-    return dict(zip(stems if len(set(stems)) == len(stems) else paths, paths))
-
-
-def draw(args):
-    """Write the picture of a backbone, or that of held-out losses in the records of pre-trainings."""
-    data.check_out(args.out)
-    if args.records:
-        if any(os.path.exists(args.out) and os.path.samefile(path, args.out) for path in args.records):
-            raise UserError(f"--out {args.out!r}: one of the records")
-        curves = {path: curve(read_records(path), "held_mlm") for path in args.records}
-        if missing := [path for path, (steps, _) in curves.items() if not steps]:
-            raise UserError(f"{missing[0]}: no held-out losses; expected the .tsv that `pretrain` wrote")
-        svg = chart("Pre-training: MLM loss on held-out documents", "step", "nats", curves)
-    else:
-        svg = picture(load_backbone(args.backbone))
-    data.write_beside(args.out, svg)
-    print(f"wrote {args.out}")
 
 
 # ---- Analyses (Fig. 5, Table 7) ----
@@ -1418,297 +1716,7 @@ def analyse_cost(args):
     print(f"With {names[0]} as 1: {', '.join(found)}.")
 
 
-# ---- Pre-training from the command line ----
-
-PUBLISHED = "autobert-zero"  # the backbone where none is named
-# What `pretrain` takes where nothing else is given; steps, batch, .. are those of the size
-USUAL = {"backbone": None, "size": "toy", "init": None, "fast": "auto", "checkpointing": False,
-         "precision": "auto", "out": "model.pt", "overwrite": False}
-COLUMNS = ("step", "lr", "loss", "mlm", "nsp", "nsp_accuracy", "held_mlm", "held_nsp_accuracy", "tokens_per_s",
-           "seconds")
-OF_MACHINE = ("device", "compile")  # may differ in a resumed run
-
-
-def read_records(path):
-    """The rows of a table of COLUMNS, each a dict of str; one that was cut short in the writing is left out."""
-    lines = [line.rstrip("\r\n").split("\t") for _, line in data.read_lines(path)]
-    if lines[:1] != [list(COLUMNS)]:
-        raise UserError(f"{path}: not the .tsv that `pretrain` writes; expected its columns {' '.join(COLUMNS)}")
-    step, number = re.compile("[0-9]{1,12}"), re.compile(r"|nan|-?inf|-?[0-9]+(\.[0-9]+)?(e[+-][0-9]+)?")
-    return [dict(zip(COLUMNS, row)) for row in lines[1:] if len(row) == len(COLUMNS)
-            and step.fullmatch(row[0]) and all(map(number.fullmatch, row[1:]))]
-
-
-def curve(rows, column):
-    """(steps, values) of a column of records, where it is filled."""
-    pairs = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
-    return [step for step, _ in pairs], [value for _, value in pairs]
-
-
-def join():
-    """(rank, processes): those that torchrun gave this process, which then has joined the others; else (0, 1)."""
-    if not distributed.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
-        return 0, 1
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend, timeout=timedelta(days=1))  # the others wait while one reads the corpus
-    return distributed.get_rank(), distributed.get_world_size()
-
-
-def in_turn(work, rank, processes):
-    """work() of this process, that of rank 0 first; where it fails there, the others end and leave it to say why."""
-    failed = torch.ones(())
-    try:
-        if rank == 0:
-            result = work()
-            failed.zero_()
-    finally:
-        if processes > 1:
-            distributed.broadcast(failed, 0)
-    if rank:
-        if failed:
-            sys.exit()
-        result = work()
-    return result
-
-
-def starting_point(asked, seed):
-    """(model, tokenizer, corpus) to begin with: random weights and a new tokenizer, or those of --init."""
-    how, size = {"fast": asked["fast"], "checkpointing": asked["checkpointing"]}, SIZES[asked["size"]]
-    if asked["init"]:
-        loaded, tokenizer = load_checkpoint(asked["init"])
-        config = loaded.encoder.config
-        if (config.layers, config.hidden) != (size.layers, size.hidden):
-            raise UserError(f"--init {asked['init']!r}: {config.layers} layers of {config.hidden}; "
-                            f"size {asked['size']} has {size.layers} of {size.hidden}")
-        model = Pretraining(replace(config, **how), loaded.encoder.backbone)
-        model.load_state_dict(loaded.state_dict())
-        return model, tokenizer, data.open_corpus(asked["corpus"], tokenizer)
-    backbone = load_backbone(asked["backbone"] or PUBLISHED, size.layers)
-    tokenizer = data.tokenizer_for(asked["corpus"], asked.get("vocab"), seed, size.vocab)
-    corpus = data.open_corpus(asked["corpus"], tokenizer)
-    with seeded(seed):
-        return Pretraining(replace(size, vocab=tokenizer.vocab_size, **how), backbone), tokenizer, corpus
-
-
-def resolve(asked, device):
-    """All that a new run goes by, as one flat dict; UserError if its sizes or its files are not to be had."""
-    given = {f.name: asked[f.name] for f in fields(PretrainSettings) if f.name in asked}
-    if asked["init"] and (asked["backbone"] or "vocab" in asked):
-        raise UserError(f"--init {asked['init']!r} brings its backbone and vocabulary; none can be given with it")
-    if given["precision"] == "auto":
-        given["precision"] = "bf16" if device.type == "cuda" else "fp32"
-    s, size, out = replace(PRETRAIN[asked["size"]], **given), SIZES[asked["size"]], asked["out"]
-    if Path(out).suffix in (".tsv", ".svg"):
-        raise UserError(f"--out {out!r}: the records beside the checkpoint have this ending; expected another")
-    data.check_out(out)
-    for path in (out, Path(out).with_suffix(".tsv"), Path(out).with_suffix(".svg")):
-        data.check_out(path)
-        if os.path.exists(path) and not asked["overwrite"]:
-            raise UserError(f"--out {out!r}: {str(path)!r} exists; give another or --overwrite")
-    if s.n > size.positions:
-        raise UserError(f"--n {s.n}: size {asked['size']} has {size.positions} positions")
-    if s.batch % s.accumulate:
-        raise UserError(f"--accumulate {s.accumulate} does not divide --batch {s.batch}")
-    return {**asdict(s), "size": asked["size"], "name": asked["init"] or asked["backbone"] or PUBLISHED,
-            "corpus": [os.path.abspath(path) for path in asked["corpus"]],
-            "eval_every": asked.get("eval_every", max(100, s.steps // 20)),
-            "save_every": asked.get("save_every", max(100, min(2000, s.steps // 10)))}
-
-
-def resumed(path, given):
-    """(model, tokenizer, corpus, options, state) of the unfinished run whose checkpoint `path` is."""
-    if given:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
-        raise UserError(f"--resume {path!r} goes on with the settings stored there; {flags} cannot be given with it")
-    content = load_tensors(path)
-    model, tokenizer = from_content(content, path)
-    if not {"run", "training"} <= content.keys():
-        raise UserError(f"--resume {path!r}: a finished model; nothing to resume")
-    options, state = content["run"], content["training"]
-    kinds = {f.name: f.type for f in fields(PretrainSettings)} | {
-        "corpus": list, "tokens": int, "steps_per_epoch": int, "order": int, "eval_every": int, "save_every": int,
-        "size": str, "name": str}
-    try:
-        good = isinstance(options, dict) and isinstance(state, dict)
-        good = good and all(type(options[key]) is kind and (kind is not int or 0 <= options[key] < 2**63)
-                            and (kind is not float or 0 <= options[key] < math.inf) for key, kind in kinds.items())
-        good = good and min(options[key] for key in ("batch", "accumulate", "eval_every", "save_every")) > 0
-        good = good and all(isinstance(path, str) for path in options["corpus"])
-        good = good and options["precision"] in PRECISIONS and options["batch"] % options["accumulate"] == 0
-        good = good and type(state["step"]) is int and 0 < state["step"] < options["steps"]
-        good = good and type(state["seconds"]) is float and 0 <= state["seconds"] < math.inf
-        good = good and isinstance(state["optimizer"], dict)
-    except (LookupError, TypeError, AttributeError):
-        good = False
-    if not good:
-        raise UserError(f"--resume {path!r}: not written by `pretrain` of this program")
-    return model, tokenizer, data.open_corpus(options["corpus"], tokenizer), options, state
-
-
-def check_space(path, model):
-    """UserError unless the folder of `path` takes a checkpoint and the next one: weights and Adam's two moments."""
-    need = 2 * 3 * sum(p.numel() * p.element_size() for p in model.parameters())
-    free = shutil.disk_usage(os.path.dirname(path) or ".").free
-    free += os.path.getsize(path) if os.path.exists(path) else 0
-    if free < need:
-        raise UserError(f"{path}: its folder has {free / 1e6:,.0f} MB left; "
-                        f"the checkpoint and its replacement take {need / 1e6:,.0f} MB")
-
-
-def prepare(args, processes):
-    """The Run that the command line asks for: a new one, or with --resume the one that stopped."""
-    given = {key: value for key, value in vars(args).items() if key not in ("command", "run", *OF_MACHINE, "resume")}
-    device = find_device(args.device)
-    if processes > 1 and device.type == "cuda":
-        device = find_device(f"cuda:{os.environ['LOCAL_RANK']}")
-    if args.resume is not None:
-        model, tokenizer, corpus, options, state = resumed(args.resume, given)
-        out = args.resume
-    else:
-        asked = USUAL | given
-        options, out, state = resolve(asked, device), asked["out"], None
-        model, tokenizer, corpus = starting_point(asked, options["seed"])
-    s = PretrainSettings(**{f.name: options[f.name] for f in fields(PretrainSettings)})
-    if s.batch < s.accumulate * processes:
-        raise UserError(f"--batch {s.batch}: fewer rows than {processes} processes with --accumulate {s.accumulate}")
-    check_space(out, model)
-    config = model.encoder.config
-    few_threads(config)
-    learnt, held = data.split_held_out(corpus)
-    batches = data.PretrainingData(learnt, s.n, s.batch, config.vocab, s.seed)
-    held_out = data.PretrainingData(held, s.n, min(s.batch, 64), config.vocab, s.seed)
-    counts = {"tokens": len(corpus.tokens), "steps_per_epoch": batches.steps_per_epoch,
-              "order": zlib.crc32(corpus.sentences)}  # of sentences, by their lengths
-    if state and any(options[key] != value for key, value in counts.items()):
-        raise UserError(f"--resume {out!r}: the corpus has changed, {options['tokens']:,} tokens in "
-                        f"{options['steps_per_epoch']:,} batches before, {counts['tokens']:,} in "
-                        f"{counts['steps_per_epoch']:,} now ({', '.join(options['corpus'])})")
-    options |= counts | {"model": asdict(config), "backbone": list(model.encoder.backbone), "device": str(device),
-                         "processes": processes}
-    return Run(out, options, s, model.to(device), tokenizer, batches, held_out, device, state)
-
-
-def load_moments(optimizer, saved, path):
-    """Put Adam's moments of a checkpoint into an optimizer; UserError if they are not of its parameters."""
-    try:  # rates, decay and the like are this program's, not the file's
-        optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
-        good = all(optimizer.state[p][key].shape == p.shape and optimizer.state[p][key].dtype == p.dtype
-                   for group in optimizer.param_groups for p in group["params"] for key in ("exp_avg", "exp_avg_sq"))
-        good = good and all(s["step"].shape == () and len(s) == 3 for s in optimizer.state.values())
-    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError):
-        good = False
-    if not good:
-        raise UserError(f"--resume {path!r}: its moments are not those of the model")
-
-
-class Run:
-    """One pre-training and its files: the checkpoint `out` and, beside it, its records (.tsv) and curve (.svg).
-
-    options: what it goes by, printed and kept in every checkpoint. state: of the checkpoint to go on from, or None.
-    """
-
-    def __init__(self, out, options, settings, model, tokenizer, batches, held_out, device, state):
-        self.out, self.options, self.settings, self.device = out, options, settings, device
-        self.model, self.tokenizer, self.batches, self.held_out = model, tokenizer, batches, held_out
-        self.optimizer = make_optimizer(model, settings.lr, settings.weight_decay, (0.9, settings.beta2))
-        if state:
-            load_moments(self.optimizer, state["optimizer"], out)
-        self.first, self.before = (state["step"], state["seconds"]) if state else (0, 0.0)
-        self.saved, self.table = self.first, Path(out).with_suffix(".tsv")
-        self.log_every = max(1, settings.steps // 100)
-
-    def begin(self):
-        """Print what it goes by, and begin its records or cut off those behind the checkpoint; they are locked."""
-        if self.table.exists():
-            data.lock(self.table).close()
-        print(json.dumps(self.options), flush=True)
-        rows = read_records(self.table) if self.first and self.table.exists() else []
-        data.write_beside(self.table, "\t".join(COLUMNS) + "\n" + "".join(
-            "\t".join(row.values()) + "\n" for row in rows if int(row["step"]) <= self.first))
-        self.lock, self.start, self.seen = data.lock(self.table), time.time(), (self.first, time.time())
-
-    def due(self, step):
-        """Whether `report` has something to do behind a step; always behind the first."""
-        every = self.log_every, self.options["eval_every"], self.options["save_every"]
-        return step == 0 or any((step + 1) % k == 0 for k in every)
-
-    def report(self, step, lr, parts):
-        """Behind a step: a line and a row of progress, held-out loss, checkpoint, as they are due; all at the end."""
-        done, now, s = step + 1, time.time(), self.settings
-        if done % self.log_every == 0 or done % self.options["eval_every"] == 0 or done in (1, s.steps):
-            rate = (done - self.seen[0]) * s.batch * s.n / max(1e-6, now - self.seen[1])
-            left = (s.steps - done) * (now - self.start) / (done - self.first)
-            row = {"lr": lr, "loss": parts["mlm"] + parts["nsp"], **parts, "tokens_per_s": rate}
-            print(f"step={done}/{s.steps} loss={row['loss']:.3f} mlm={parts['mlm']:.3f} nsp={parts['nsp']:.3f} "
-                  f"lr={lr:.2e} tokens/s={rate:.0f} left={span(left)}", flush=True)
-            if done % self.options["eval_every"] == 0 or done == s.steps:
-                row |= {f"held_{key}": value for key, value in self.evaluate().items()}
-            row["seconds"] = self.before + time.time() - self.start
-            with open(self.table, "a", encoding="utf-8") as file:
-                values = [f"{row[key]:.7g}" if key in row else "" for key in COLUMNS[1:]]
-                file.write("\t".join([str(done), *values]) + "\n")
-        if done % self.options["save_every"] == 0 or done == s.steps:
-            self.save(done)
-        self.seen = done, time.time()
-
-    def evaluate(self):
-        """held_out_loss over 20 batches, or as many as the held-out documents fill."""
-        found = held_out_loss(self.model, self.held_out, min(20, self.held_out.steps_per_epoch), self.device)
-        self.model.train()
-        print("held-out " + " ".join(f"{key}={value:.4f}" for key, value in found.items()), flush=True)
-        return found
-
-    def save(self, done):
-        """Write the checkpoint, until the end with all that --resume needs, and the curve."""
-        state = {"step": done, "seconds": self.before + time.time() - self.start,
-                 "optimizer": self.optimizer.state_dict()}
-        more = {} if done == self.settings.steps else {"training": state}
-        save_checkpoint(self.out, self.model, self.tokenizer, run=self.options, **more)
-        self.saved, rows = done, read_records(self.table)
-        data.write_beside(self.table.with_suffix(".svg"), chart(
-            f"Pre-training: {self.options['name']}, {self.options['size']}", "step", "nats",
-            {"training MLM": curve(rows, "mlm"), "held-out MLM": curve(rows, "held_mlm")}))
-
-
-def span(seconds):
-    """A time in words. Example: 192 -> "3m12s"; 7260 -> "2h01m"; 8 -> "8s" """
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"
-
-
-def train(args):
-    """Pre-train one backbone on a corpus, or go on with it; under torchrun all processes together."""
-    rank, processes = join()
-    run = in_turn(lambda: prepare(args, processes), rank, processes)
-    if args.compile:
-        run.model.compile()
-    model = DistributedDataParallel(run.model) if processes > 1 else run.model
-    if rank == 0:
-        run.begin()
-    try:
-        pretrain(model, run.batches, run.settings, run.device, None if rank else run.report, due=run.due,
-                 optimizer=run.optimizer, first=run.first, share=(rank, processes))
-    except Diverged as error:
-        if rank:  # the first one says it
-            sys.exit()
-        last = f"the last good checkpoint is {run.out!r}, of step {run.saved}"
-        raise UserError(f"{error} of {run.settings.steps}, with --lr {run.settings.lr}, a smaller one may help; "
-                        f"{last if run.saved else 'no checkpoint was written'}") from None
-    except torch.OutOfMemoryError:
-        raise UserError(f"out of memory on {run.device} with --batch {run.settings.batch} and --accumulate "
-                        f"{run.settings.accumulate}; a larger --accumulate or --checkpointing takes less") from None
-    except RuntimeError as error:  # what gloo raises where the first process has ended: that one said why
-        if not rank or "by peer" not in str(error):
-            raise
-        sys.exit()
-    finally:
-        if rank == 0:
-            run.lock.close()
-    if rank == 0:
-        print(f"wrote {run.out}")
-    if processes > 1:
-        distributed.destroy_process_group()
+# ---- Command line ----
 
 
 def add_pretrain(commands):
@@ -1813,7 +1821,7 @@ def main(argv=None):
     one = commands.add_parser("summary", help="parameters and FLOPs of backbones")
     one.add_argument("--size", nargs="+", choices=SIZES, default=["small", "base", "large"])
     one.add_argument("--backbone", nargs="+", default=list(BACKBONES), help="names or backbone files")
-    one.add_argument("--vocab", type=data.number(int, 1, 10**7), help="default: 30,522, BERT's; toy 400")
+    one.add_argument("--vocab", type=data.number(int, 1, 10**7), help=f"default: 30,522, BERT's; toy {data.TOY_VOCAB}")
     one.add_argument("--n", type=data.number(int, 1, 10**7), default=128, help="tokens a sequence")
     one.set_defaults(run=summary)
     three = commands.add_parser("export", help="weights, settings and reference vectors for a port")
