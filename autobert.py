@@ -40,7 +40,9 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -1291,95 +1293,106 @@ def train(args):
 
 # ---- Speed ----
 
-# A size, its tokens a sequence, its batch, and steps of a turn, for what a loop keeps from one to the next. A peer's
-# embeddings are as wide as its hidden states: ours are here, too
-BENCH = {"mini": (replace(SIZES["mini"], vocab=4000, dropout=0.1), 64, 32, 20),
-         "small": (replace(SIZES["small"], embedding=256), 128, 16, 6), "base": (SIZES["base"], 128, 8, 4),
-         "large": (SIZES["large"], 128, 8, 2)}
 PEER = ("BertConfig", "BertForPreTraining", "BertTokenizerFast", "DataCollatorForLanguageModeling")  # of a package
 BENCH_COLUMNS = ("size", "what", "n", "batch", "model", "precision", "ms", "tokens_per_s", "of_peak", "memory_MB",
                  "to_peer_fp32", "low", "high", "to_peer_same", "to_bert_same")
 
 
 @dataclass(frozen=True)
+class BenchSettings:
+    """What is measured: a batch of rows of n tokens. steps: of one turn, for what a loop keeps from one to the next."""
+    config: ModelConfig
+    n: int
+    rows: int
+    steps: int
+    turns: int = 5
+    seed: int = 0
+
+
+# A peer's embeddings are as wide as its hidden states: ours are here, too
+BENCH = {
+    "mini": BenchSettings(replace(SIZES["mini"], vocab=4000, dropout=0.1), 64, 32, 20),
+    "small": BenchSettings(replace(SIZES["small"], embedding=256), 128, 16, 6),
+    "base": BenchSettings(SIZES["base"], 128, 8, 4),
+    "large": BenchSettings(SIZES["large"], 128, 8, 2),
+}
+
+
+@dataclass(frozen=True)
 class Contender:
-    """A row of the bench. turn(): some training steps or inferences; flops: of products that one cannot do without."""
-    name: str
-    precision: str
-    turn: object
-    flops: float
+    """A row of the bench."""
+    turn: object  # of no arguments: some training steps or inferences
+    flops: float  # of the products that a step cannot do without
     memory: float  # bytes, at the peak of a turn
+    times: list  # seconds of each turn
 
 
-class OneBatch:
-    """Stands for data.PretrainingData: at every step the same random rows, all of n tokens, 15 % of them masked."""
-
-    def __init__(self, config, n, rows, seed):
-        rng, at, masked = np.random.default_rng(seed), np.arange(n), max(1, round(0.15 * n))
-        ids = rng.integers(data.FIRST_WORD, config.vocab, (rows, n))
-        places = np.sort(rng.permuted(np.tile(at[1:-1], (rows, 1)), axis=1)[:, :masked])
-        positions = (places + n * np.arange(rows)[:, None]).ravel()
-        targets = ids.reshape(-1)[positions]
-        ids.reshape(-1)[positions] = data.MASK
-        self.arrays = {"ids": ids, "segments": np.tile((at >= n // 2).astype(np.int64), (rows, 1)),
-                       "mask": np.ones((rows, n), bool), "positions": positions, "targets": targets,
-                       "next": rng.integers(0, 2, rows)}
-
-    def batch(self, step):
-        """The arrays of PretrainingData.batch."""
-        return self.arrays
+def one_batch(config, n, rows, seed):
+    """Arrays as PretrainingData.batch gives them: random rows, all of n tokens, 15 % of them masked."""
+    rng, at, masked = np.random.default_rng(seed), np.arange(n), max(1, round(0.15 * n))
+    ids = rng.integers(data.FIRST_WORD, config.vocab, (rows, n))
+    places = np.sort(rng.permuted(np.tile(at[1:-1], (rows, 1)), axis=1)[:, :masked])
+    positions = (places + n * np.arange(rows)[:, None]).ravel()
+    targets = ids.reshape(-1)[positions]
+    ids.reshape(-1)[positions] = data.MASK
+    return {"ids": ids, "segments": np.tile((at >= n // 2).astype(np.int64), (rows, 1)),
+            "mask": np.ones((rows, n), bool), "positions": positions, "targets": targets,
+            "next": rng.integers(0, 2, rows)}
 
 
-def our_turns(what, config, backbone, batches, steps, device):
-    """(model, precision -> turn) of a backbone: `pretrain` itself, or the encoder without gradients."""
-    model = Pretraining(config, backbone).to(device)
-    if what == "train":
-        optimizer, some = make_optimizer(model, 1e-4, 0.01), PretrainSettings(steps=steps, lr=1e-4)
-        return model, lambda precision: lambda: pretrain(model, batches, replace(some, precision=precision), device,
-                                                         due=lambda step: False, optimizer=optimizer)
-    batch = to_device(batches.arrays, device)
+@torch.no_grad()
+def encode(encoder, steps, device, precision):
+    """Call an encoder some times, without gradients."""
+    with matmul_precision(precision):
+        for _ in range(steps):
+            with autocast(device, precision):
+                encoder()
 
-    @torch.no_grad()
+
+def our_turns(what, s, backbone, arrays, device):
+    """(model, turn(precision)) of a backbone: `pretrain` itself on the same batch at every step, or the encoder."""
+    model = Pretraining(s.config, backbone).to(device).train(what == "train")
+    optimizer, batch = make_optimizer(model, 1e-4, 0.01), to_device(arrays, device)
+    batches, settings = SimpleNamespace(batch=lambda step: arrays), PretrainSettings(steps=s.steps, lr=1e-4)
+
+    def train(precision):
+        pretrain(model, batches, replace(settings, precision=precision), device, due=lambda step: False,
+                 optimizer=optimizer)
+
     def infer(precision):
-        with matmul_precision(precision), kept_memory():
-            for _ in range(steps):
-                with autocast(device, precision):
-                    model.eval().encoder(batch["ids"], batch["segments"], batch["mask"])
+        with kept_memory():
+            encode(lambda: model.encoder(batch["ids"], batch["segments"], batch["mask"]), s.steps, device, precision)
 
-    return model, lambda precision: lambda: infer(precision)
+    return model, train if what == "train" else infer
 
 
-def peer_turns(what, peer, config, batches, steps, device):
+def peer_turns(what, s, peer, arrays, device):
     """our_turns of the BertForPreTraining in the package `peer`, as its users find it but for fused AdamW."""
+    config = s.config
     model = peer.BertForPreTraining(peer.BertConfig(
         vocab_size=config.vocab, hidden_size=config.hidden, num_hidden_layers=config.layers,
         num_attention_heads=config.heads, intermediate_size=4 * config.hidden, max_position_embeddings=config.positions,
         hidden_dropout_prob=config.dropout, attention_probs_dropout_prob=config.dropout)).to(device)
-    batch, optimizer = to_device(batches.arrays, device), torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    model.train(what == "train")
+    optimizer, batch = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True), to_device(arrays, device)
     inputs = {"input_ids": batch["ids"], "token_type_ids": batch["segments"], "attention_mask": batch["mask"].long()}
     labels = torch.full_like(batch["ids"], -100)
     labels.view(-1)[batch["positions"]] = batch["targets"]
 
     def train(precision):
-        for _ in range(steps):
-            with autocast(device, precision):
-                loss = model.train()(**inputs, labels=labels, next_sentence_label=batch["next"]).loss
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-
-    @torch.no_grad()
-    def infer(precision):
-        for _ in range(steps):
-            with autocast(device, precision):
-                model.eval().bert(**inputs)
-
-    def turn(precision):
         with matmul_precision(precision):
-            (train if what == "train" else infer)(precision)
+            for _ in range(s.steps):
+                with autocast(device, precision):
+                    loss = model(**inputs, labels=labels, next_sentence_label=batch["next"]).loss
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
 
-    return model, lambda precision: lambda: turn(precision)
+    def infer(precision):
+        encode(lambda: model.bert(**inputs), s.steps, device, precision)
+
+    return model, train if what == "train" else infer
 
 
 def clock(turn, device):
@@ -1425,83 +1438,85 @@ def matmul_peak(precision, device):
         return 2 * size**3 / min(clock(lambda: a @ a, device) for _ in range(10))
 
 
-def contenders(what, config, n, rows, steps, args, device):
-    """The rows of one table: the peer's, if there is one, and each backbone's, in every precision."""
-    batches, d, e, found = OneBatch(config, n, rows, args.seed), config.hidden, config.embedding, []
-    for name in ([args.peer.__name__] if args.peer else []) + args.backbone:
-        theirs = args.peer and name == args.peer.__name__
-        genes = load_backbone("bert" if theirs else name, config.layers)
-        flops = rows * sum(count_flops(config, genes, n)["layers"]) + 2 * rows * n * e * d * (e != d)
-        if what == "train":  # and the heads; and twice as much backward
-            flops = 3 * (flops + 2 * rows * d * d + len(batches.arrays["targets"]) * 2 * e * (d + config.vocab))
-        model, turn_at = (peer_turns(what, args.peer, config, batches, steps, device) if theirs else
-                          our_turns(what, config, genes, batches, steps, device))
-        for precision in args.precision:
-            turn = turn_at(precision)
-            found.append(Contender(name, precision, turn, flops, peak_memory(turn, model, what == "train", device)))
+def needed_flops(what, s, backbone, masked):
+    """FLOPs of the products that a training step or an inference cannot do without."""
+    d, e = s.config.hidden, s.config.embedding
+    flops = s.rows * sum(count_flops(s.config, backbone, s.n)["layers"]) + 2 * s.rows * s.n * e * d * (e != d)
+    if what == "infer":
+        return flops
+    return 3 * (flops + 2 * s.rows * d * d + masked * 2 * e * (d + s.config.vocab))  # the heads; twice to go backward
+
+
+def race(what, s, names, precisions, device, peer=None):
+    """{(name, precision): Contender} of the peer's bert, if there is one, and of backbones, after they ran in turns."""
+    arrays, found = one_batch(s.config, s.n, s.rows, s.seed), {}
+    for name in ([peer.__name__] if peer else []) + names:
+        theirs = peer and name == peer.__name__
+        backbone = load_backbone("bert" if theirs else name, s.config.layers)
+        flops = needed_flops(what, s, backbone, len(arrays["targets"]))
+        model, turn = (peer_turns(what, s, peer, arrays, device) if theirs else
+                       our_turns(what, s, backbone, arrays, device))
+        for precision in precisions:
+            one = partial(turn, precision)
+            memory = peak_memory(one, model, what == "train", device)
+            found[name, precision] = Contender(one, flops, memory, [])
+    for turn in range(s.turns):
+        for row in found.values():
+            row.times.append(clock(row.turn, device))
+        print(f"turn={turn + 1}/{s.turns}", file=sys.stderr, flush=True)
     return found
 
 
-def timed(rivals, turns, device):
-    """{(name, precision): [seconds of a turn, ..]} of Contenders that run in turns."""
-    times = {(row.name, row.precision): [] for row in rivals}
-    for turn in range(turns):
-        for row in rivals:
-            times[row.name, row.precision].append(clock(row.turn, device))
-        print(f"turn={turn + 1}/{turns}", file=sys.stderr, flush=True)
-    return times
+def compared(row, other):
+    """(median, lower, upper quartile) of how many times as fast as `other` a row was in a turn; nan if that is None."""
+    return np.quantile(np.divide(other.times, row.times), (0.5, 0.25, 0.75)) if other else np.full(3, np.nan)
 
 
-def compared(times, row, other):
-    """(lower quartile, median, upper quartile) of how many times as fast `row` was in a turn; None if other is not."""
-    return np.quantile(np.divide(times[other], times[row]), (0.25, 0.5, 0.75)) if other in times else None
+def known(x, form):
+    """A number in a format, nothing for nan."""
+    return f"{x:{form}}" if x == x else ""
 
 
-def race(what, size, args, device, peaks):
-    """Run the contenders of one size in turns and print their table; yield its rows of BENCH_COLUMNS."""
-    config, n, rows, steps = BENCH[size]
-    n, rows = args.n or n, args.batch or (32 if what == "infer" else rows)
-    config = replace(config, positions=max(n, config.positions), fast=args.fast)
-    rivals = contenders(what, config, n, rows, steps, args, device)
-    times = timed(rivals, args.turns, device)
+def bench_table(what, size, args, peer, device, peaks):
+    """Race at one size and print the table; yield its rows of BENCH_COLUMNS."""
+    s = BENCH[size]
+    n, rows = args.n or s.n, args.batch or (32 if what == "infer" else s.rows)
+    config = replace(s.config, positions=max(n, s.config.positions), fast=args.fast)
+    s = BenchSettings(config, n, rows, s.steps, args.turns, args.seed)
+    rivals, their = race(what, s, args.backbone, args.precision, device, peer), peer and peer.__name__
     print(f"\n{'training step' if what == 'train' else 'inference, encoder'}, {size}: "
           f"{config.layers} x {config.hidden}, n {n}, batch {rows}, vocabulary {config.vocab:,}, "
-          f"dropout {config.dropout}; {args.turns} turns of {steps}")
+          f"dropout {config.dropout}; {s.turns} turns of {s.steps}")
     print(f"  {'':24s}{'ms':>9s}{'tokens/s':>10s}{'of peak':>9s}{'memory':>9s}"
-          + "   to peer's fp32  same" * bool(args.peer) + "  to bert")
-    peer = args.peer and args.peer.__name__
-    for row in rivals:
-        seconds, tokens = np.median(times[row.name, row.precision]) / steps, n * rows
-        share = row.flops / seconds / peaks[row.precision]
-        key = row.name, row.precision
-        first, same, bert = (compared(times, key, other) for other in (
-            (peer, "fp32"), (peer, row.precision), ("bert", row.precision)))
-        cells = [f"   {first[1]:5.2f} ({first[0]:.2f}-{first[2]:.2f})" if first is not None else ""]
-        cells += [f"{r[1]:.2f}" if r is not None else "" for r in (same, bert)]
-        print(f"  {row.name:14s} {row.precision:9s}{1e3 * seconds:9.1f}{tokens / seconds:10,.0f}{share:9.0%}"
-              f"{row.memory / 1e6:6,.0f} MB" + f"{cells[0]:18s}{cells[1]:>6s}" * bool(args.peer)
-              + f"{cells[2]:>{10 if args.peer else 9}s}", flush=True)
-        numbers = (1e3 * seconds, tokens / seconds, share, row.memory / 1e6,
-                   *(first[[1, 0, 2]] if first is not None else [math.nan] * 3),
-                   *(r[1] if r is not None else math.nan for r in (same, bert)))
-        yield (size, what, n, rows, *key, *(f"{x:.4g}" if x == x else "" for x in numbers))
+          + "   to peer's fp32  same" * bool(peer) + "  to bert")
+    for (name, precision), row in rivals.items():
+        seconds, megabytes = np.median(row.times) / s.steps, row.memory / 1e6
+        rate, share = n * rows / seconds, row.flops / seconds / peaks[precision]
+        first, same, bert = (compared(row, rivals.get(other)) for other in (
+            (their, "fp32"), (their, precision), ("bert", precision)))
+        spread = f"   {first[0]:5.2f} ({first[1]:.2f}-{first[2]:.2f})" if first[0] == first[0] else ""
+        print(f"  {name:14s} {precision:9s}{1e3 * seconds:9.1f}{rate:10,.0f}{share:9.0%}{megabytes:6,.0f} MB"
+              + f"{spread:18s}{known(same[0], '.2f'):>6s}" * bool(peer)
+              + f"{known(bert[0], '.2f'):>{10 if peer else 9}s}", flush=True)
+        yield (size, what, n, rows, name, precision, *(
+            known(x, ".4g") for x in (1e3 * seconds, rate, share, megabytes, *first, same[0], bert[0])))
 
 
-def race_batches(args):
+def race_batches(turns, seed, peer):
     """Print what PretrainingData.batch takes, and a peer's collator for masking alone, in turns."""
-    n, vocab = BENCH["small"][1], data.TOY_VOCAB
+    n, vocab = BENCH["small"].n, data.TOY_VOCAB
     with tempfile.TemporaryDirectory() as folder:
         files = [data.write_toy(folder) / "corpus.txt"]
         tokenizer = data.Tokenizer.train(files, vocab)
         corpus = data.load_corpus(files, tokenizer)
         (words := Path(folder) / "words.txt").write_text(
             "\n".join(["[PAD]", "[UNK]", *data.SPECIAL[2:], *map(str, range(vocab - 5))]))
-        peer = args.peer and args.peer.DataCollatorForLanguageModeling(args.peer.BertTokenizerFast(str(words)))
-    for rows in (BENCH["small"][2], PRETRAIN["small"].batch):
-        ours, times = data.PretrainingData(corpus, n, rows, vocab, args.seed), []
+        collate = peer and peer.DataCollatorForLanguageModeling(peer.BertTokenizerFast(str(words)))
+    for rows in (BENCH["small"].rows, PRETRAIN["small"].batch):
+        ours, times = data.PretrainingData(corpus, n, rows, vocab, seed), []
         plain = [{"input_ids": row.tolist()} for row in ours.batch(0)["ids"]]
-        for step in range(20 * args.turns):
-            times.append((clock(lambda: ours.batch(step), "cpu"), clock(lambda: peer(plain), "cpu") if peer else 0.0))
+        for step in range(20 * turns):
+            times.append((clock(lambda: ours.batch(step), "cpu"), clock(lambda: collate(plain), "cpu") if peer else 0.0))
         own, other, ratio = np.median(np.c_[times, np.divide(*np.transpose(times)[::-1])], axis=0)
         print(f"a batch of {rows} x {n}, pairs and masks: {1e3 * own:.2f} ms"
               + f"; the peer's collator, which only masks: {1e3 * other:.2f} ms, {ratio:.0f} times it" * bool(peer))
@@ -1509,13 +1524,13 @@ def race_batches(args):
 
 def bench(args):
     """Measure training steps and inference, in turns in one process, beside a peer if one is named."""
-    device, before = find_device(args.device), torch.get_num_threads()
+    device = find_device(args.device)
     try:
-        args.peer = args.peer and importlib.import_module(args.peer)
+        peer = args.peer and importlib.import_module(args.peer)
     except (ImportError, TypeError, ValueError) as error:
         raise UserError(f"--peer {args.peer!r}: cannot be imported here ({error})") from None
-    if args.peer and (missing := [name for name in PEER if not hasattr(args.peer, name)]):
-        raise UserError(f"--peer {args.peer.__name__!r}: has no {missing[0]}")
+    if peer and (missing := [name for name in PEER if not hasattr(peer, name)]):
+        raise UserError(f"--peer {args.peer!r}: has no {missing[0]}")
     if args.out:
         data.check_out(args.out)
     if args.threads:
@@ -1523,12 +1538,12 @@ def bench(args):
     peaks = {precision: matmul_peak(precision, device) for precision in args.precision}
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; measured peak of matrix products: "
           + ", ".join(f"{precision} {peak / 1e9:,.0f}" for precision, peak in peaks.items()) + " GFLOP/s")
-    found = [row for size in args.size for what in args.what for row in race(what, size, args, device, peaks)]
+    rows = [row for size in args.size for what in args.what
+            for row in bench_table(what, size, args, peer, device, peaks)]
     print()
-    race_batches(args)
+    race_batches(args.turns, args.seed, peer)
     if args.out:
-        data.write_beside(args.out, tsv(BENCH_COLUMNS, *found))
-    torch.set_num_threads(before)
+        data.write_beside(args.out, tsv(BENCH_COLUMNS, *rows))
 
 
 # ---- Analyses (Fig. 5, Table 7) ----
@@ -1649,21 +1664,21 @@ COSTS = {"parameters": ("parameters", "M", 1e6), "att": ("of att", "M", 1e6), "f
          "train_ms": ("training step", "ms", 1), "train_MB": ("memory of training", "MB", 1)}  # words, unit, its size
 
 
-def costs(args, config, n, device):
-    """{backbone: {measure of COSTS: (value, ratio to that of the first backbone)}}; times as the medians of turns."""
-    found, steps = {}, BENCH.get(args.size, BENCH["mini"])[3]
-    for name in args.backbone:
-        genes = load_backbone(name, config.layers)
-        count = count_parameters(config, genes)
-        counts = count["total"], count["att"], count_flops(config, genes, n)["total"]
-        found[name] = {key: (x, x / found[args.backbone[0]][key][0] if found else 1.0) for key, x in zip(COSTS, counts)}
+def costs(s, names, precision, device):
+    """{backbone: {measure of COSTS: (value, ratio to the first backbone's)}}; of times the medians over turns."""
+    counts = {}
+    for name in names:
+        backbone = load_backbone(name, s.config.layers)
+        count = count_parameters(s.config, backbone)
+        counts[name] = count["total"], count["att"], count_flops(s.config, backbone, s.n)["total"]
+    found = {name: {key: (x, x / first) for key, x, first in zip(COSTS, counts[name], counts[names[0]])}
+             for name in names}
     for what in ("infer", "train"):
-        rivals = contenders(what, config, n, args.batch, steps, args, device)
-        times = timed(rivals, args.turns, device)
-        for row in rivals:
-            key, first = ((x.name, x.precision) for x in (row, rivals[0]))
-            found[row.name] |= {f"{what}_ms": (1e3 * np.median(times[key]) / steps, compared(times, first, key)[1]),
-                                f"{what}_MB": (row.memory / 1e6, row.memory / rivals[0].memory)}
+        rivals = race(what, s, names, [precision], device)
+        first = rivals[names[0], precision]
+        for (name, _), row in rivals.items():
+            found[name] |= {f"{what}_ms": (1e3 * np.median(row.times) / s.steps, compared(first, row)[0]),
+                            f"{what}_MB": (row.memory / 1e6, row.memory / first.memory)}
     return found
 
 
@@ -1695,8 +1710,8 @@ def analyse_cost(args):
              "device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
     note = " ".join(f"{key}={value}" for key, value in about.items())
     names = sorted(dict.fromkeys(args.backbone), key=lambda name: name != "bert")  # bert first, where it is asked for
-    args.backbone, args.precision, args.peer = names, [args.precision], None
-    table = costs(args, config, n, device)
+    steps = BENCH.get(args.size, BENCH["mini"]).steps
+    table = costs(BenchSettings(config, n, args.batch, steps, args.turns, args.seed), names, args.precision, device)
     print(f"{note}\nin brackets the ratio to {names[0]}\n{'':24s}" + "".join(f"{name:>18s}" for name in names))
     for key, (words, unit, size) in COSTS.items():
         print(f"{words + ', ' + unit:24s}" + "".join(
