@@ -96,6 +96,7 @@ SIZES = {
 
 
 PRECISIONS = ("fp32", "medium", "bf16")
+FAST = ("auto", "always", "never")
 
 
 @dataclass(frozen=True)
@@ -791,7 +792,7 @@ def hidden_states(encoder, batch):
 
 
 @torch.no_grad()
-def reference(model, seed=0):
+def reference(model, seed):
     """Inputs with padding and all that a port must reproduce from them: {name: array}."""
     model, config, rng = model.eval(), model.encoder.config, np.random.default_rng(seed)
     n, lengths = min(32, config.positions), np.array([[32], [20], [5]])
@@ -801,7 +802,7 @@ def reference(model, seed=0):
     batch["targets"] = batch["ids"].reshape(-1)[batch["positions"]]
     batch["ids"].reshape(-1)[batch["positions"]] = data.MASK
     batch["ids"][~batch["mask"]] = data.PAD
-    tensors = to_device(batch, next(model.parameters()).device)
+    tensors = to_device(batch, "cpu")
     hidden = list(hidden_states(model.encoder, tensors))
     loss, parts = model(tensors)
     result = {f"hidden_{i}": x for i, x in enumerate(hidden)}  # 0: embeddings, i: after layer i
@@ -814,6 +815,7 @@ def export(args):
     """Write what a port needs: backbone.json, config.json, weights.npz and reference.npz."""
     if os.path.exists(args.out):
         raise UserError(f"--out {args.out!r} exists; name a new folder")
+    data.check_out(args.out)
     if args.checkpoint:
         model, tokenizer = load_checkpoint(args.checkpoint)
     else:
@@ -821,9 +823,7 @@ def export(args):
         config = replace(config, vocab=args.vocab or config.vocab)
         with seeded(args.seed):
             model = Pretraining(config, load_backbone(args.backbone, config.layers))
-    vectors = reference(model.to(find_device("cpu")), args.seed)
-    if not os.path.isdir(os.path.dirname(os.path.abspath(args.out))):
-        raise UserError(f"--out {args.out!r}: its folder is not there")
+    vectors = reference(model, args.seed)
     with data.folder_beside(args.out) as beside:
         save_backbone(beside / "backbone.json", model.encoder.backbone)
         ours = ("kernel_chain", "fast", "checkpointing")  # how this program goes about it
@@ -930,7 +930,8 @@ def chart(title, across, up, series, dots=(), log=False):
                       f'<text x="{x + 40}" y="{top + 4}">{html.escape(name)}</text>')
         x += 64 + 7 * len(name)
     top += 20
-    left, right, columns = axis([p[0] for p in (*rows, *dots)], log, all(float(row[0]).is_integer() for row in rows))
+    whole = all(float(p[0]).is_integer() for p in rows or dots)  # dots may stand between the numbers of a line
+    left, right, columns = axis([p[0] for p in (*rows, *dots)], log, whole)
     low, high, levels = axis([y for row in rows for y in row[1:]] + [dot[1] for dot in dots if dot[1] is not None])
 
     def px(x):
@@ -1006,8 +1007,9 @@ def draw(args):
     if args.records:
         if any(os.path.exists(args.out) and os.path.samefile(path, args.out) for path in args.records):
             raise UserError(f"--out {args.out!r}: one of the records")
-        curves = {path: curve(read_records(path), "held_mlm") for path in args.records}
-        if missing := [path for path, (steps, _) in curves.items() if not steps]:
+        files = named(args.records)
+        curves = {name: curve(read_records(path), "held_mlm") for name, path in files.items()}
+        if missing := [path for name, path in files.items() if not curves[name][0]]:
             raise UserError(f"{missing[0]}: no held-out losses; expected the .tsv that `pretrain` wrote")
         svg = chart("Pre-training: MLM loss on held-out documents", "step", "nats", curves)
     else:
@@ -1105,19 +1107,17 @@ def resumed(path, given):
     if not {"run", "training"} <= content.keys():
         raise UserError(f"--resume {path!r}: a finished model; nothing to resume")
     options, state = content["run"], content["training"]
-    kinds = {f.name: f.type for f in fields(PretrainSettings)} | {
+    of_options = {f.name: f.type for f in fields(PretrainSettings)} | {
         "corpus": list, "tokens": int, "steps_per_epoch": int, "order": int, "eval_every": int, "save_every": int,
         "size": str, "name": str}
+    of_state = {"step": int, "seconds": float, "optimizer": dict}
     try:
-        good = isinstance(options, dict) and isinstance(state, dict)
-        good = good and all(type(options[key]) is kind and (kind is not int or 0 <= options[key] < 2**63)
-                            and (kind is not float or 0 <= options[key] < math.inf) for key, kind in kinds.items())
+        good = all(type(values[key]) is kind and (kind not in (int, float) or 0 <= values[key] < 2**63)
+                   for values, kinds in ((options, of_options), (state, of_state)) for key, kind in kinds.items())
         good = good and min(options[key] for key in ("batch", "accumulate", "eval_every", "save_every")) > 0
-        good = good and all(isinstance(path, str) for path in options["corpus"])
         good = good and options["precision"] in PRECISIONS and options["batch"] % options["accumulate"] == 0
-        good = good and type(state["step"]) is int and 0 < state["step"] < options["steps"]
-        good = good and type(state["seconds"]) is float and 0 <= state["seconds"] < math.inf
-        good = good and isinstance(state["optimizer"], dict)
+        good = good and all(isinstance(path, str) for path in options["corpus"])
+        good = good and 0 < state["step"] < options["steps"]
     except (LookupError, TypeError, AttributeError):
         good = False
     if not good:
@@ -1177,31 +1177,30 @@ class Run:
             data.lock(self.table).close()
         print(json.dumps(self.options), flush=True)
         rows = read_records(self.table) if self.first and self.table.exists() else []
-        data.write_beside(self.table, "\t".join(COLUMNS) + "\n" + "".join(
-            "\t".join(row.values()) + "\n" for row in rows if int(row["step"]) <= self.first))
+        data.write_beside(self.table, tsv(COLUMNS, *(row.values() for row in rows if int(row["step"]) <= self.first)))
         self.lock, self.start, self.seen = data.lock(self.table), time.time(), (self.first, time.time())
 
     def due(self, step):
-        """Whether `report` has something to do behind a step; always behind the first."""
-        every = self.log_every, self.options["eval_every"], self.options["save_every"]
-        return step == 0 or any((step + 1) % k == 0 for k in every)
+        """What `report` has to do behind a step: all behind the last, and a row behind the first."""
+        every = {"row": self.log_every, "held-out": self.options["eval_every"], "save": self.options["save_every"]}
+        last = step + 1 == self.settings.steps
+        return {what for what, k in every.items() if last or (step + 1) % k == 0} | ({"row"} if step == 0 else set())
 
     def report(self, step, lr, parts):
-        """Behind a step: a line and a row of progress, held-out loss, checkpoint, as they are due; all at the end."""
-        done, now, s = step + 1, time.time(), self.settings
-        if done % self.log_every == 0 or done % self.options["eval_every"] == 0 or done in (1, s.steps):
+        """Behind a step: a line and a row of progress, held-out loss in it, checkpoint, as they are due."""
+        done, now, s, due = step + 1, time.time(), self.settings, self.due(step)
+        if due & {"row", "held-out"}:
             rate = (done - self.seen[0]) * s.batch * s.n / max(1e-6, now - self.seen[1])
             left = (s.steps - done) * (now - self.start) / (done - self.first)
             row = {"lr": lr, "loss": parts["mlm"] + parts["nsp"], **parts, "tokens_per_s": rate}
             print(f"step={done}/{s.steps} loss={row['loss']:.3f} mlm={parts['mlm']:.3f} nsp={parts['nsp']:.3f} "
                   f"lr={lr:.2e} tokens/s={rate:.0f} left={span(left)}", flush=True)
-            if done % self.options["eval_every"] == 0 or done == s.steps:
+            if "held-out" in due:
                 row |= {f"held_{key}": value for key, value in self.evaluate().items()}
             row["seconds"] = self.before + time.time() - self.start
             with open(self.table, "a", encoding="utf-8") as file:
-                values = [f"{row[key]:.7g}" if key in row else "" for key in COLUMNS[1:]]
-                file.write("\t".join([str(done), *values]) + "\n")
-        if done % self.options["save_every"] == 0 or done == s.steps:
+                file.write(tsv((done, *(f"{row[key]:.7g}" if key in row else "" for key in COLUMNS[1:]))))
+        if "save" in due:
             self.save(done)
         self.seen = done, time.time()
 
@@ -1226,7 +1225,7 @@ class Run:
 
 def prepare(args, processes):
     """The Run that the command line asks for: a new one, or with --resume the one that stopped."""
-    given = {key: value for key, value in vars(args).items() if key not in ("command", "run", *OF_MACHINE, "resume")}
+    given = {key: value for key, value in vars(args).items() if key not in ("command", *OF_MACHINE, "resume")}
     device = find_device(args.device)
     if processes > 1 and device.type == "cuda":
         device = find_device(f"cuda:{os.environ['LOCAL_RANK']}")
@@ -1511,12 +1510,12 @@ def race_batches(turns, seed, peer):
         corpus = data.load_corpus(files, tokenizer)
         (words := Path(folder) / "words.txt").write_text(
             "\n".join(["[PAD]", "[UNK]", *data.SPECIAL[2:], *map(str, range(vocab - 5))]))
-        collate = peer and peer.DataCollatorForLanguageModeling(peer.BertTokenizerFast(str(words)))
+        mask = peer and peer.DataCollatorForLanguageModeling(peer.BertTokenizerFast(str(words)))
     for rows in (BENCH["small"].rows, PRETRAIN["small"].batch):
         ours, times = data.PretrainingData(corpus, n, rows, vocab, seed), []
         plain = [{"input_ids": row.tolist()} for row in ours.batch(0)["ids"]]
         for step in range(20 * turns):
-            times.append((clock(lambda: ours.batch(step), "cpu"), clock(lambda: collate(plain), "cpu") if peer else 0.0))
+            times.append((clock(lambda: ours.batch(step), "cpu"), clock(lambda: mask(plain), "cpu") if peer else 0.0))
         own, other, ratio = np.median(np.c_[times, np.divide(*np.transpose(times)[::-1])], axis=0)
         print(f"a batch of {rows} x {n}, pairs and masks: {1e3 * own:.2f} ms"
               + f"; the peer's collator, which only masks: {1e3 * other:.2f} ms, {ratio:.0f} times it" * bool(peer))
@@ -1736,93 +1735,91 @@ def analyse_cost(args):
 
 def add_pretrain(commands):
     """The options of `pretrain`."""
-    two = commands.add_parser("pretrain", help="MLM + NSP pre-training; writes a checkpoint, its records and curve",
-                              argument_default=argparse.SUPPRESS)  # so that --resume sees what was given
-    what = two.add_mutually_exclusive_group(required=True)
-    what.add_argument("--corpus", nargs="+", help="text, .gz or .xz: a sentence a line, blank line between documents; "
-                      "or one token cache (data.py prepare)")
-    what.add_argument("--resume", default=None, help="checkpoint of a run that stopped, to go on")
-    two.add_argument("--backbone", help=f"a name or a backbone file; default: {PUBLISHED}")
-    two.add_argument("--size", choices=SIZES, help=f"of the model; default: {USUAL['size']}")
-    two.add_argument("--vocab", type=data.number(int, 1, 10**7),
-                     help="sentencepiece vocabulary; default: toy 600, mini 8,000, else 30,000")
+    parser = commands.add_parser("pretrain", help="MLM + NSP pre-training; writes a checkpoint, its records and curve",
+                                 argument_default=argparse.SUPPRESS)  # so that --resume sees what was given
+    source, add = parser.add_mutually_exclusive_group(required=True), parser.add_argument
+    source.add_argument("--corpus", nargs="+", help="text, .gz or .xz: a sentence a line, blank line between "
+                        "documents; or one token cache (data.py prepare)")
+    source.add_argument("--resume", default=None, help="checkpoint of a run that stopped, to go on")
+    add("--backbone", help=f"a name or a backbone file; default: {PUBLISHED}")
+    add("--size", choices=SIZES, help=f"of the model; default: {USUAL['size']}")
+    add("--vocab", type=data.number(int, 1, 10**7),
+        help=f"sentencepiece vocabulary; default: toy {data.TOY_VOCAB}, mini 8,000, else 30,000")
     for name, least in (("steps", 1), ("batch", 1), ("n", 5), ("lr", 0), ("seed", 0), ("accumulate", 1)):
         kind = data.number(float if name == "lr" else int, least, data.SEEDS)
         values = {size: f"{getattr(preset, name):,}" for size, preset in PRETRAIN.items()}
         usual = ", ".join(f"{size} {value}" for size, value in values.items())
         usual = usual if len(set(values.values())) > 1 else values["toy"]
         more = "pieces a process takes a batch in, to save memory; " if name == "accumulate" else ""
-        two.add_argument(f"--{name}", type=kind, help=f"{more}default: {usual}")
+        add(f"--{name}", type=kind, help=f"{more}default: {usual}")
     for name, what in (("save", "the checkpoint and curve are written; default: a tenth of all, 100 to 2,000"),
                        ("eval", "held-out loss is measured; default: a twentieth of all, at least 100")):
-        two.add_argument(f"--{name}-every", type=data.number(int, 1, data.SEEDS), help=f"steps after which {what}")
-    two.add_argument("--precision", choices=("auto", "fp32", "medium", "bf16"),
-                     help="default: auto, bf16 (autocast) on CUDA and fp32 on CPU; medium: fp32, products may be bf16")
-    two.add_argument("--init", help="checkpoint to start from with its backbone and tokenizer (see supernet.py --run)")
-    two.add_argument("--fast", choices=("auto", "always", "never"),
-                     help="fused attention and conv1d: where measured faster (auto), always, or the plain definitions")
-    two.add_argument("--checkpointing", action="store_true", help="less memory, more time: keep only layers' inputs")
-    two.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    two.add_argument("--compile", action="store_true", default=False, help="torch.compile")
-    two.add_argument("--out", help=f"the checkpoint; default: {USUAL['out']}")
-    two.add_argument("--overwrite", action="store_true", help="replace the files of --out")
-    two.set_defaults(run=train)
+        add(f"--{name}-every", type=data.number(int, 1, data.SEEDS), help=f"steps after which {what}")
+    add("--precision", choices=("auto", *PRECISIONS),
+        help="default: auto, bf16 (autocast) on CUDA and fp32 on CPU; medium: fp32, products may be bf16")
+    add("--init", help="checkpoint to start from with its backbone and tokenizer (see supernet.py --run)")
+    add("--fast", choices=FAST,
+        help="fused attention and conv1d: where measured faster (auto), always, or the plain definitions")
+    add("--checkpointing", action="store_true", help="less memory, more time: keep only layers' inputs")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--compile", action="store_true", default=False, help="torch.compile")
+    add("--out", help=f"the checkpoint; default: {USUAL['out']}")
+    add("--overwrite", action="store_true", help="replace the files of --out")
 
 
 def add_bench(commands):
     """The options of `bench`."""
-    five = commands.add_parser("bench", help="speed and memory of training steps and inference, beside a peer's",
-                               description="Measure training steps and inference in turns in one process. `to peer's "
-                               "fp32`: median and quartiles over turns of how many times as fast as the peer's in "
-                               "fp32; `same`: in the same precision; `to bert`: as our own bert in the same precision.")
-    five.add_argument("--size", nargs="+", choices=BENCH, default=["mini", "small"],
-                      help="with shapes of the bench's own, which it prints")
-    five.add_argument("--what", nargs="+", choices=("train", "infer"), default=["train", "infer"],
-                      help="training steps, and the encoder alone")
-    five.add_argument("--backbone", nargs="+", default=["bert", "autobert-zero"], help="names or backbone files")
-    five.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="as for pretrain")
-    five.add_argument("--n", type=data.number(int, 8, 10**5), help="tokens a sequence; default: 64 (mini), 128")
-    five.add_argument("--batch", type=data.number(int, 1, 10**6), help="default: 32 (mini), 16, 8; inference 32")
-    five.add_argument("--turns", type=data.number(int, 1, 10**5), default=5, help="of each, after two to warm up")
-    five.add_argument("--peer", help="a package with a BertForPreTraining to race with, such as transformers")
-    five.add_argument("--fast", choices=("auto", "always", "never"), default="auto", help="as for pretrain")
-    five.add_argument("--threads", type=data.number(int, 1, 1024), help="of the CPU; default: torch's")
-    five.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    five.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="of the random batch")
-    five.add_argument("--out", help="write the table as TSV, too")
-    five.set_defaults(run=bench)
+    add = commands.add_parser("bench", help="speed and memory of training steps and inference, beside a peer's",
+                              description="Measure training steps and inference in turns in one process. `to peer's "
+                              "fp32`: median and quartiles over turns of how many times as fast as the peer's in fp32; "
+                              "`same`: in the same precision; `to bert`: as our own bert in the same precision."
+                              ).add_argument
+    add("--size", nargs="+", choices=BENCH, default=["mini", "small"],
+        help="with shapes of the bench's own, which it prints")
+    add("--what", nargs="+", choices=("train", "infer"), default=["train", "infer"],
+        help="training steps, and the encoder alone")
+    add("--backbone", nargs="+", default=["bert", "autobert-zero"], help="names or backbone files")
+    add("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="as for pretrain")
+    add("--n", type=data.number(int, 8, 10**5), help="tokens a sequence; default: 64 (mini), 128")
+    add("--batch", type=data.number(int, 1, 10**6), help="default: 32 (mini), 16, 8; inference 32")
+    add("--turns", type=data.number(int, 1, 10**5), default=5, help="of each, after two to warm up")
+    add("--peer", help="a package with a BertForPreTraining to race with, such as transformers")
+    add("--fast", choices=FAST, default="auto", help="as for pretrain")
+    add("--threads", type=data.number(int, 1, 1024), help="of the CPU; default: torch's")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="of the random batch")
+    add("--out", help="write the table as TSV, too")
 
 
 def add_analyse(commands):
     """The options of `analyse`."""
-    six = commands.add_parser("analyse", help="token uniformity (Fig. 5), cost (Table 7), ablations (Table 5), "
-                              "Kendall's tau (Fig. 8)")
-    kinds = six.add_subparsers(dest="analysis", required=True)
-    one = kinds.add_parser("uniformity", help="how alike tokens are behind each layer", description="Of checkpoints, "
-                           "or of backbones trained for it with one budget and seed; on pairs of held-out documents.")
-    one.add_argument("--checkpoint", nargs="+", help="what pretrain or a search wrote; without it train:")
-    one.add_argument("--backbone", nargs="+", help="names or backbone files; default: bert autobert-zero")
-    one.add_argument("--size", choices=SIZES, help=f"of the models to train, by its preset; default: {USUAL['size']}")
-    one.add_argument("--steps", type=data.number(int, 1, data.SEEDS), help="of training; default: the preset's")
-    one.add_argument("--corpus", nargs="+", help="text files or one token cache; default: the toy corpus")
-    one.add_argument("--rows", type=data.number(int, 1, 10**6), default=256, help="pairs to measure on")
-    one.add_argument("--n", type=data.number(int, 5, 10**5), help="tokens a pair; default: as in training")
-    one.set_defaults(run=analyse_uniformity)
-    two = kinds.add_parser("cost", help="parameters, FLOPs, time and memory beside bert's", description="Ratios of "
-                           "time are medians over turns, in each of which all backbones run.")
-    two.add_argument("--size", choices=SIZES, default="mini", help="of the models, with random weights")
-    two.add_argument("--backbone", nargs="+", default=list(BACKBONES), help="names or backbone files")
-    two.add_argument("--n", type=data.number(int, 8, 10**5), help="tokens a sequence; default: the size's preset's")
-    two.add_argument("--batch", type=data.number(int, 1, 10**6), default=16, help="sequences at once")
-    two.add_argument("--turns", type=data.number(int, 1, 10**5), default=5, help="of each, after two to warm up")
-    two.set_defaults(run=analyse_cost)
+    kinds = commands.add_parser("analyse", help="token uniformity (Fig. 5), cost (Table 7), ablations (Table 5), "
+                                "Kendall's tau (Fig. 8)").add_subparsers(dest="analysis", required=True)
+    add = of_uniformity = kinds.add_parser(
+        "uniformity", help="how alike tokens are behind each layer", description="Of checkpoints, or of backbones "
+        "trained for it with one budget and seed; on pairs of held-out documents.").add_argument
+    add("--checkpoint", nargs="+", help="what pretrain or a search wrote; without it train:")
+    add("--backbone", nargs="+", help="names or backbone files; default: bert autobert-zero")
+    add("--size", choices=SIZES, help=f"of the models to train, by its preset; default: {USUAL['size']}")
+    add("--steps", type=data.number(int, 1, data.SEEDS), help="of training; default: the preset's")
+    add("--corpus", nargs="+", help="text files or one token cache; default: the toy corpus")
+    add("--rows", type=data.number(int, 1, 10**6), default=256, help="pairs to measure on")
+    add("--n", type=data.number(int, 5, 10**5), help="tokens a pair; default: as in training")
+    add = of_cost = kinds.add_parser(
+        "cost", help="parameters, FLOPs, time and memory beside bert's", description="Ratios of time are medians over "
+        "turns, in each of which all backbones run.").add_argument
+    add("--size", choices=SIZES, default="mini", help="of the models, with random weights")
+    add("--backbone", nargs="+", default=list(BACKBONES), help="names or backbone files")
+    add("--n", type=data.number(int, 8, 10**5), help="tokens a sequence; default: the size's preset's")
+    add("--batch", type=data.number(int, 1, 10**6), default=16, help="sequences at once")
+    add("--turns", type=data.number(int, 1, 10**5), default=5, help="of each, after two to warm up")
+    for add in (of_uniformity, of_cost):
+        add("--precision", choices=PRECISIONS, default="fp32", help="as for pretrain")
+        add("--device", default="auto", help="auto, cpu or cuda")
+        add("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="of everything random")
+        add("--out", help="a folder for the numbers (.tsv) and the pictures (.svg)")
     kinds.add_parser("ablations", help="att-only, conv-only and others, trained alike: opnas.py ablations RUN")
     kinds.add_parser("kendall", help="search scores beside those of full training: opnas.py sharing RUN")
-    for kind in (one, two):
-        kind.add_argument("--precision", choices=PRECISIONS, default="fp32", help="as for pretrain")
-        kind.add_argument("--device", default="auto", help="auto, cpu or cuda")
-        kind.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="of everything random")
-        kind.add_argument("--out", help="a folder for the numbers (.tsv) and the pictures (.svg)")
 
 
 def main(argv=None):
@@ -1833,30 +1830,28 @@ def main(argv=None):
         os.execv(sys.executable, [sys.executable, str(script), ABOVE[argv[1]], *argv[2:]])
     parser = data.Parser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("summary", help="parameters and FLOPs of backbones")
-    one.add_argument("--size", nargs="+", choices=SIZES, default=["small", "base", "large"])
-    one.add_argument("--backbone", nargs="+", default=list(BACKBONES), help="names or backbone files")
-    one.add_argument("--vocab", type=data.number(int, 1, 10**7), help=f"default: 30,522, BERT's; toy {data.TOY_VOCAB}")
-    one.add_argument("--n", type=data.number(int, 1, 10**7), default=128, help="tokens a sequence")
-    one.set_defaults(run=summary)
-    three = commands.add_parser("export", help="weights, settings and reference vectors for a port")
-    three.add_argument("--checkpoint", help="what pretrain or a search wrote; without it random weights of:")
-    three.add_argument("--backbone", default="autobert-zero", help="a name or a backbone file")
-    three.add_argument("--size", choices=SIZES, default="toy", help="of the model with random weights")
-    three.add_argument("--vocab", type=data.number(int, 6, 10**7), help="default: the size's")
-    three.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="of weights and test inputs")
-    three.add_argument("--out", default="export", help="a new folder")
-    three.set_defaults(run=export)
-    four = commands.add_parser("draw", help="a backbone, or losses of pre-trainings, as an SVG picture")
-    four.add_argument("--backbone", default="autobert-zero", help="a name or a backbone file")
-    four.add_argument("--records", nargs="+", help=".tsv files of pretrain: held-out losses in one picture instead")
-    four.add_argument("--out", default="backbone.svg", help="the picture")
-    four.set_defaults(run=draw)
+    add = commands.add_parser("summary", help="parameters and FLOPs of backbones").add_argument
+    add("--size", nargs="+", choices=SIZES, default=["small", "base", "large"])
+    add("--backbone", nargs="+", default=list(BACKBONES), help="names or backbone files")
+    add("--vocab", type=data.number(int, 1, 10**7), help=f"default: 30,522, BERT's; toy {data.TOY_VOCAB}")
+    add("--n", type=data.number(int, 1, 10**7), default=128, help="tokens a sequence")
+    add = commands.add_parser("export", help="weights, settings and reference vectors for a port").add_argument
+    add("--checkpoint", help="what pretrain or a search wrote; without it random weights of:")
+    add("--backbone", default=PUBLISHED, help="a name or a backbone file")
+    add("--size", choices=SIZES, default="toy", help="of the model with random weights")
+    add("--vocab", type=data.number(int, 6, 10**7), help="default: the size's")
+    add("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="of weights and test inputs")
+    add("--out", default="export", help="a new folder")
+    add = commands.add_parser("draw", help="a backbone, or losses of pre-trainings, as an SVG picture").add_argument
+    add("--backbone", default=PUBLISHED, help="a name or a backbone file")
+    add("--records", nargs="+", help=".tsv files of pretrain: held-out losses in one picture instead")
+    add("--out", default="backbone.svg", help="the picture")
     add_pretrain(commands)
     add_bench(commands)
     add_analyse(commands)
     args = parser.parse_args(argv)
-    args.run(args)
+    {"summary": summary, "export": export, "draw": draw, "pretrain": train, "bench": bench,
+     "uniformity": analyse_uniformity, "cost": analyse_cost}[getattr(args, "analysis", args.command)](args)
 
 
 if __name__ == "__main__":

@@ -1216,6 +1216,8 @@ def test_a_charts_line_runs_through_its_points():
     logarithmic = autobert.chart("t", "x", "y", {"a": ([1, 10, 100], [0, 1, 0])}, log=True)
     assert " 392.0,72.9 " in logarithmic  # 10 is half way from 1 to 100
     assert all(f">{x}</text>" in logarithmic for x in (1, 10, 100))
+    scores = autobert.chart("t", "x", "y", {"none": ((), ())}, [(0.2, 0.5, "s0", ""), (0.7, 0.9, "s0", "")])
+    assert all(f'anchor="middle">{x}</text>' in scores for x in (0.2, 0.4, 0.6))  # of whole steps there is none
 
 
 @pytest.mark.parametrize("series", [
@@ -3124,7 +3126,7 @@ def test_held_out_losses_of_several_runs_are_one_picture(pretrained, tmp_path, m
     autobert.main(["draw", "--records", "one/model.tsv", "two/model.tsv", "--out", "both.svg"])
     picture = Path("both.svg").read_text()
     assert picture.count('<path class="line s0"') == picture.count('<path class="line s1"') == 2  # legend and line
-    assert "one/model.tsv" in picture and "two/model.tsv" in picture
+    assert "one/model.tsv" in picture and "two/model.tsv" in picture  # by their stems they could not be told apart
     Path("other.tsv").write_text(table.replace("held_mlm", "mlm_held"))
     Path("none.tsv").write_text(table.splitlines()[0] + "\n²\t1\t1\t1\t1\t1\t1\t1\t1\t1\n")
     for path, out, says in (("one/model.tsv", "one/model.tsv", "one of the records"), ("none.tsv", "x", "no held-out"),
