@@ -40,7 +40,9 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -91,6 +93,10 @@ SIZES = {
     "base": ModelConfig(12, 768, 12, 768),
     "large": ModelConfig(24, 1024, 16, 1024),
 }
+
+
+PRECISIONS = ("fp32", "medium", "bf16")
+FAST = ("auto", "always", "never")
 
 
 @dataclass(frozen=True)
@@ -465,6 +471,37 @@ def count_flops(config, backbone, n):
     return {"total": embeddings + sum(layers) + pooler, "embeddings": embeddings, "layers": layers, "pooler": pooler}
 
 
+# Tables 2, 4, 5, 7: parameters, "#Params of Att" (millions), FLOPs of one sequence of 128 tokens
+PAPER = {("small", "bert"): (14, None, 3.7e9), ("small", "autobert-zero"): (13, None, 2.9e9),
+         ("base", "bert"): (110, 21.3, 2.9e10), ("base", "autobert-zero"): (104, 15.4, 2.3e10),
+         ("base", "att-only"): (None, 16.5, None), ("base", "conv-only"): (None, 15.4, None),
+         ("large", "bert"): (340, None, 8.7e10), ("large", "autobert-zero"): (318, None, 6.8e10)}
+NOTES = """\
+params: encoder and pooler, biases included. of att: the input projections of both kinds of layer; W_O is not among
+  them, as the paper's 21.3M for BERT's 36 matrices shows. conv-only has 24; the paper's 15.4M is AutoBERT-Zero's.
+FLOPs: as ELECTRA counts them. The paper's for AutoBERT-Zero fit only a count without the convolutions' mixing, W_O
+  and one of the attention products. Its 318M parameters for large are what att-only has here."""
+
+
+def summary(args):
+    """Parameters and FLOPs of backbones at a size, with the paper's figure and the difference, one line each."""
+    def beside(ours, paper, form):
+        return f"{ours:{form}}" + (f" ({paper:g}, {100 * (ours / paper - 1):+.0f} %)" if paper else "")
+
+    for size in args.size:
+        config = replace(SIZES[size], vocab=args.vocab or (SIZES[size].vocab if size == "toy" else 30_522))
+        print(f"{size}: {config.layers} layers, d {config.hidden}, H {config.heads}, "
+              f"vocabulary {config.vocab:,}, n = {args.n}")
+        for name in args.backbone:
+            backbone = load_backbone(name, config.layers)
+            count, cost = count_parameters(config, backbone), count_flops(config, backbone, args.n)
+            paper = PAPER.get((size, name), (None,) * 3)
+            cells = (beside(count["total"] / 1e6, paper[0], ".1f"), beside(count["att"] / 1e6, paper[1], ".2f"),
+                     beside(cost["total"], paper[2] if args.n == 128 else None, ".3g"))
+            print(f"  {name:<14} params {cells[0]:<20} M  of att {cells[1]:<19} M  FLOPs {cells[2]}")
+    print("in brackets the paper's figure and how far ours is from it\n" + NOTES)
+
+
 # ---- Training (App. D) ----
 
 
@@ -733,289 +770,7 @@ def check_state(config, backbone, state, build):
         raise ValueError(f"weights {wrong[0]!r} that are not finite")
 
 
-# ---- Speed ----
-
-# A size, its tokens a sequence, its batch, and steps of a turn, for what a loop keeps from one to the next. A peer's
-# embeddings are as wide as its hidden states: ours are here, too
-BENCH = {"mini": (replace(SIZES["mini"], vocab=4000, dropout=0.1), 64, 32, 20),
-         "small": (replace(SIZES["small"], embedding=256), 128, 16, 6), "base": (SIZES["base"], 128, 8, 4),
-         "large": (SIZES["large"], 128, 8, 2)}
-PRECISIONS = ("fp32", "medium", "bf16")
-PEER = ("BertConfig", "BertForPreTraining", "BertTokenizerFast", "DataCollatorForLanguageModeling")  # of a package
-BENCH_COLUMNS = ("size", "what", "n", "batch", "model", "precision", "ms", "tokens_per_s", "of_peak", "memory_MB",
-                 "to_peer_fp32", "low", "high", "to_peer_same", "to_bert_same")
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A row of the bench. turn(): some training steps or inferences; flops: of products that one cannot do without."""
-    name: str
-    precision: str
-    turn: object
-    flops: float
-    memory: float  # bytes, at the peak of a turn
-
-
-class OneBatch:
-    """Stands for data.PretrainingData: at every step the same random rows, all of n tokens, 15 % of them masked."""
-
-    def __init__(self, config, n, rows, seed):
-        rng, at, masked = np.random.default_rng(seed), np.arange(n), max(1, round(0.15 * n))
-        ids = rng.integers(data.FIRST_WORD, config.vocab, (rows, n))
-        places = np.sort(rng.permuted(np.tile(at[1:-1], (rows, 1)), axis=1)[:, :masked])
-        positions = (places + n * np.arange(rows)[:, None]).ravel()
-        targets = ids.reshape(-1)[positions]
-        ids.reshape(-1)[positions] = data.MASK
-        self.arrays = {"ids": ids, "segments": np.tile((at >= n // 2).astype(np.int64), (rows, 1)),
-                       "mask": np.ones((rows, n), bool), "positions": positions, "targets": targets,
-                       "next": rng.integers(0, 2, rows)}
-
-    def batch(self, step):
-        """The arrays of PretrainingData.batch."""
-        return self.arrays
-
-
-def our_turns(what, config, backbone, batches, steps, device):
-    """(model, precision -> turn) of a backbone: `pretrain` itself, or the encoder without gradients."""
-    model = Pretraining(config, backbone).to(device)
-    if what == "train":
-        optimizer, some = make_optimizer(model, 1e-4, 0.01), PretrainSettings(steps=steps, lr=1e-4)
-        return model, lambda precision: lambda: pretrain(model, batches, replace(some, precision=precision), device,
-                                                         due=lambda step: False, optimizer=optimizer)
-    batch = to_device(batches.arrays, device)
-
-    @torch.no_grad()
-    def infer(precision):
-        with matmul_precision(precision), kept_memory():
-            for _ in range(steps):
-                with autocast(device, precision):
-                    model.eval().encoder(batch["ids"], batch["segments"], batch["mask"])
-
-    return model, lambda precision: lambda: infer(precision)
-
-
-def peer_turns(what, peer, config, batches, steps, device):
-    """our_turns of the BertForPreTraining in the package `peer`, as its users find it but for fused AdamW."""
-    model = peer.BertForPreTraining(peer.BertConfig(
-        vocab_size=config.vocab, hidden_size=config.hidden, num_hidden_layers=config.layers,
-        num_attention_heads=config.heads, intermediate_size=4 * config.hidden, max_position_embeddings=config.positions,
-        hidden_dropout_prob=config.dropout, attention_probs_dropout_prob=config.dropout)).to(device)
-    batch, optimizer = to_device(batches.arrays, device), torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    inputs = {"input_ids": batch["ids"], "token_type_ids": batch["segments"], "attention_mask": batch["mask"].long()}
-    labels = torch.full_like(batch["ids"], -100)
-    labels.view(-1)[batch["positions"]] = batch["targets"]
-
-    def train(precision):
-        for _ in range(steps):
-            with autocast(device, precision):
-                loss = model.train()(**inputs, labels=labels, next_sentence_label=batch["next"]).loss
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-
-    @torch.no_grad()
-    def infer(precision):
-        for _ in range(steps):
-            with autocast(device, precision):
-                model.eval().bert(**inputs)
-
-    def turn(precision):
-        with matmul_precision(precision):
-            (train if what == "train" else infer)(precision)
-
-    return model, lambda precision: lambda: turn(precision)
-
-
-def clock(turn, device):
-    """Seconds that a turn takes, on a GPU to its last kernel."""
-    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
-    turn()
-    wait()
-    return time.perf_counter() - start
-
-
-def peak_memory(turn, model, training, device):
-    """Bytes: weights and Adam's two moments, and by how much a turn exceeds what is there before it; nan if unknown."""
-    turn()  # so that the moments are there
-    held = (3 if training else 1) * sum(p.numel() * p.element_size() for p in model.parameters())
-    if torch.device(device).type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        turn()
-        return held + torch.cuda.max_memory_allocated(device) - before
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier turns kept
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is what is there now
-        before = resident("VmRSS")
-        turn()
-        return held + resident("VmHWM") - before
-    except (OSError, AttributeError):  # not Linux with glibc
-        return math.nan
-
-
-def resident(key):
-    """Bytes of a line of Linux' /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
-
-
-def matmul_peak(precision, device):
-    """FLOP/s of a large square product, the best of ten."""
-    size = 2048 if torch.device(device).type == "cpu" else 8192
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    with matmul_precision(precision):
-        return 2 * size**3 / min(clock(lambda: a @ a, device) for _ in range(10))
-
-
-def contenders(what, config, n, rows, steps, args, device):
-    """The rows of one table: the peer's, if there is one, and each backbone's, in every precision."""
-    batches, d, e, found = OneBatch(config, n, rows, args.seed), config.hidden, config.embedding, []
-    for name in ([args.peer.__name__] if args.peer else []) + args.backbone:
-        theirs = args.peer and name == args.peer.__name__
-        genes = load_backbone("bert" if theirs else name, config.layers)
-        flops = rows * sum(count_flops(config, genes, n)["layers"]) + 2 * rows * n * e * d * (e != d)
-        if what == "train":  # and the heads; and twice as much backward
-            flops = 3 * (flops + 2 * rows * d * d + len(batches.arrays["targets"]) * 2 * e * (d + config.vocab))
-        model, turn_at = (peer_turns(what, args.peer, config, batches, steps, device) if theirs else
-                          our_turns(what, config, genes, batches, steps, device))
-        for precision in args.precision:
-            turn = turn_at(precision)
-            found.append(Contender(name, precision, turn, flops, peak_memory(turn, model, what == "train", device)))
-    return found
-
-
-def timed(rivals, turns, device):
-    """{(name, precision): [seconds of a turn, ..]} of Contenders that run in turns."""
-    times = {(row.name, row.precision): [] for row in rivals}
-    for turn in range(turns):
-        for row in rivals:
-            times[row.name, row.precision].append(clock(row.turn, device))
-        print(f"turn={turn + 1}/{turns}", file=sys.stderr, flush=True)
-    return times
-
-
-def compared(times, row, other):
-    """(lower quartile, median, upper quartile) of how many times as fast `row` was in a turn; None if other is not."""
-    return np.quantile(np.divide(times[other], times[row]), (0.25, 0.5, 0.75)) if other in times else None
-
-
-def race(what, size, args, device, peaks):
-    """Run the contenders of one size in turns and print their table; yield its rows of BENCH_COLUMNS."""
-    config, n, rows, steps = BENCH[size]
-    n, rows = args.n or n, args.batch or (32 if what == "infer" else rows)
-    config = replace(config, positions=max(n, config.positions), fast=args.fast)
-    rivals = contenders(what, config, n, rows, steps, args, device)
-    times = timed(rivals, args.turns, device)
-    print(f"\n{'training step' if what == 'train' else 'inference, encoder'}, {size}: "
-          f"{config.layers} x {config.hidden}, n {n}, batch {rows}, vocabulary {config.vocab:,}, "
-          f"dropout {config.dropout}; {args.turns} turns of {steps}")
-    print(f"  {'':24s}{'ms':>9s}{'tokens/s':>10s}{'of peak':>9s}{'memory':>9s}"
-          + "   to peer's fp32  same" * bool(args.peer) + "  to bert")
-    peer = args.peer and args.peer.__name__
-    for row in rivals:
-        seconds, tokens = np.median(times[row.name, row.precision]) / steps, n * rows
-        share = row.flops / seconds / peaks[row.precision]
-        key = row.name, row.precision
-        first, same, bert = (compared(times, key, other) for other in (
-            (peer, "fp32"), (peer, row.precision), ("bert", row.precision)))
-        cells = [f"   {first[1]:5.2f} ({first[0]:.2f}-{first[2]:.2f})" if first is not None else ""]
-        cells += [f"{r[1]:.2f}" if r is not None else "" for r in (same, bert)]
-        print(f"  {row.name:14s} {row.precision:9s}{1e3 * seconds:9.1f}{tokens / seconds:10,.0f}{share:9.0%}"
-              f"{row.memory / 1e6:6,.0f} MB" + f"{cells[0]:18s}{cells[1]:>6s}" * bool(args.peer)
-              + f"{cells[2]:>{10 if args.peer else 9}s}", flush=True)
-        numbers = (1e3 * seconds, tokens / seconds, share, row.memory / 1e6,
-                   *(first[[1, 0, 2]] if first is not None else [math.nan] * 3),
-                   *(r[1] if r is not None else math.nan for r in (same, bert)))
-        yield (size, what, n, rows, *key, *(f"{x:.4g}" if x == x else "" for x in numbers))
-
-
-def race_batches(args):
-    """Print what PretrainingData.batch takes, and a peer's collator for masking alone, in turns."""
-    n, vocab = BENCH["small"][1], data.TOY_VOCAB
-    with tempfile.TemporaryDirectory() as folder:
-        files = [data.write_toy(folder) / "corpus.txt"]
-        tokenizer = data.Tokenizer.train(files, vocab)
-        corpus = data.load_corpus(files, tokenizer)
-        (words := Path(folder) / "words.txt").write_text(
-            "\n".join(["[PAD]", "[UNK]", *data.SPECIAL[2:], *map(str, range(vocab - 5))]))
-        peer = args.peer and args.peer.DataCollatorForLanguageModeling(args.peer.BertTokenizerFast(str(words)))
-    for rows in (BENCH["small"][2], PRETRAIN["small"].batch):
-        ours, times = data.PretrainingData(corpus, n, rows, vocab, args.seed), []
-        plain = [{"input_ids": row.tolist()} for row in ours.batch(0)["ids"]]
-        for step in range(20 * args.turns):
-            times.append((clock(lambda: ours.batch(step), "cpu"), clock(lambda: peer(plain), "cpu") if peer else 0.0))
-        own, other, ratio = np.median(np.c_[times, np.divide(*np.transpose(times)[::-1])], axis=0)
-        print(f"a batch of {rows} x {n}, pairs and masks: {1e3 * own:.2f} ms"
-              + f"; the peer's collator, which only masks: {1e3 * other:.2f} ms, {ratio:.0f} times it" * bool(peer))
-
-
-def tsv(*rows):
-    """Rows as lines whose cells are parted by tabs."""
-    return "".join("\t".join(map(str, row)) + "\n" for row in rows)
-
-
-def bench(args):
-    """Measure training steps and inference, in turns in one process, beside a peer if one is named."""
-    device, before = find_device(args.device), torch.get_num_threads()
-    try:
-        args.peer = args.peer and importlib.import_module(args.peer)
-    except (ImportError, TypeError, ValueError) as error:
-        raise UserError(f"--peer {args.peer!r}: cannot be imported here ({error})") from None
-    if args.peer and (missing := [name for name in PEER if not hasattr(args.peer, name)]):
-        raise UserError(f"--peer {args.peer.__name__!r}: has no {missing[0]}")
-    if args.out:
-        data.check_out(args.out)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    peaks = {precision: matmul_peak(precision, device) for precision in args.precision}
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; measured peak of matrix products: "
-          + ", ".join(f"{precision} {peak / 1e9:,.0f}" for precision, peak in peaks.items()) + " GFLOP/s")
-    found = [row for size in args.size for what in args.what for row in race(what, size, args, device, peaks)]
-    print()
-    race_batches(args)
-    if args.out:
-        data.write_beside(args.out, tsv(BENCH_COLUMNS, *found))
-    torch.set_num_threads(before)
-
-
-# ---- Command line ----
-
-
-# Tables 2, 4, 5, 7: parameters, "#Params of Att" (millions), FLOPs of one sequence of 128 tokens
-PAPER = {("small", "bert"): (14, None, 3.7e9), ("small", "autobert-zero"): (13, None, 2.9e9),
-         ("base", "bert"): (110, 21.3, 2.9e10), ("base", "autobert-zero"): (104, 15.4, 2.3e10),
-         ("base", "att-only"): (None, 16.5, None), ("base", "conv-only"): (None, 15.4, None),
-         ("large", "bert"): (340, None, 8.7e10), ("large", "autobert-zero"): (318, None, 6.8e10)}
-NOTES = """\
-params: encoder and pooler, biases included. of att: the input projections of both kinds of layer; W_O is not among
-  them, as the paper's 21.3M for BERT's 36 matrices shows. conv-only has 24; the paper's 15.4M is AutoBERT-Zero's.
-FLOPs: as ELECTRA counts them. The paper's for AutoBERT-Zero fit only a count without the convolutions' mixing, W_O
-  and one of the attention products. Its 318M parameters for large are what att-only has here."""
-
-
-def summary(args):
-    """Parameters and FLOPs of backbones at a size, with the paper's figure and the difference, one line each."""
-    def beside(ours, paper, form):
-        return f"{ours:{form}}" + (f" ({paper:g}, {100 * (ours / paper - 1):+.0f} %)" if paper else "")
-
-    for size in args.size:
-        config = replace(SIZES[size], vocab=args.vocab or (SIZES[size].vocab if size == "toy" else 30_522))
-        print(f"{size}: {config.layers} layers, d {config.hidden}, H {config.heads}, "
-              f"vocabulary {config.vocab:,}, n = {args.n}")
-        for name in args.backbone:
-            backbone = load_backbone(name, config.layers)
-            count, cost = count_parameters(config, backbone), count_flops(config, backbone, args.n)
-            paper = PAPER.get((size, name), (None,) * 3)
-            cells = (beside(count["total"] / 1e6, paper[0], ".1f"), beside(count["att"] / 1e6, paper[1], ".2f"),
-                     beside(cost["total"], paper[2] if args.n == 128 else None, ".3g"))
-            print(f"  {name:<14} params {cells[0]:<20} M  of att {cells[1]:<19} M  FLOPs {cells[2]}")
-    print("in brackets the paper's figure and how far ours is from it\n" + NOTES)
-
-
-# ---- Export and picture ----
+# ---- Export ----
 
 
 def folded(model):
@@ -1037,7 +792,7 @@ def hidden_states(encoder, batch):
 
 
 @torch.no_grad()
-def reference(model, seed=0):
+def reference(model, seed):
     """Inputs with padding and all that a port must reproduce from them: {name: array}."""
     model, config, rng = model.eval(), model.encoder.config, np.random.default_rng(seed)
     n, lengths = min(32, config.positions), np.array([[32], [20], [5]])
@@ -1047,7 +802,7 @@ def reference(model, seed=0):
     batch["targets"] = batch["ids"].reshape(-1)[batch["positions"]]
     batch["ids"].reshape(-1)[batch["positions"]] = data.MASK
     batch["ids"][~batch["mask"]] = data.PAD
-    tensors = to_device(batch, next(model.parameters()).device)
+    tensors = to_device(batch, "cpu")
     hidden = list(hidden_states(model.encoder, tensors))
     loss, parts = model(tensors)
     result = {f"hidden_{i}": x for i, x in enumerate(hidden)}  # 0: embeddings, i: after layer i
@@ -1060,6 +815,7 @@ def export(args):
     """Write what a port needs: backbone.json, config.json, weights.npz and reference.npz."""
     if os.path.exists(args.out):
         raise UserError(f"--out {args.out!r} exists; name a new folder")
+    data.check_out(args.out)
     if args.checkpoint:
         model, tokenizer = load_checkpoint(args.checkpoint)
     else:
@@ -1067,9 +823,7 @@ def export(args):
         config = replace(config, vocab=args.vocab or config.vocab)
         with seeded(args.seed):
             model = Pretraining(config, load_backbone(args.backbone, config.layers))
-    vectors = reference(model.to(find_device("cpu")), args.seed)
-    if not os.path.isdir(os.path.dirname(os.path.abspath(args.out))):
-        raise UserError(f"--out {args.out!r}: its folder is not there")
+    vectors = reference(model, args.seed)
     with data.folder_beside(args.out) as beside:
         save_backbone(beside / "backbone.json", model.encoder.backbone)
         ours = ("kernel_chain", "fast", "checkpointing")  # how this program goes about it
@@ -1081,6 +835,8 @@ def export(args):
             tokenizer.save(beside / "tokenizer.model")
     print(f"wrote {', '.join(sorted(os.listdir(args.out)))} to {args.out}")
 
+
+# ---- Pictures and tables ----
 
 STYLE = """<style>text{font:12px monospace;fill:#222}.b{fill:#eef3fb;stroke:#4a6fa5}.c{fill:#fdf1e3;stroke:#b5762a}
 .i{fill:none;stroke:#888}path{fill:none;stroke:#888}.l{font-weight:bold}
@@ -1174,7 +930,8 @@ def chart(title, across, up, series, dots=(), log=False):
                       f'<text x="{x + 40}" y="{top + 4}">{html.escape(name)}</text>')
         x += 64 + 7 * len(name)
     top += 20
-    left, right, columns = axis([p[0] for p in (*rows, *dots)], log, all(float(row[0]).is_integer() for row in rows))
+    whole = all(float(p[0]).is_integer() for p in rows or dots)  # dots may stand between the numbers of a line
+    left, right, columns = axis([p[0] for p in (*rows, *dots)], log, whole)
     low, high, levels = axis([y for row in rows for y in row[1:]] + [dot[1] for dot in dots if dot[1] is not None])
 
     def px(x):
@@ -1217,20 +974,575 @@ def named(paths):
     return dict(zip(stems if len(set(stems)) == len(stems) else paths, paths))
 
 
+def tsv(*rows):
+    """Rows as lines whose cells are parted by tabs."""
+    return "".join("\t".join(map(str, row)) + "\n" for row in rows)
+
+
+# ---- Records of a pre-training ----
+
+COLUMNS = ("step", "lr", "loss", "mlm", "nsp", "nsp_accuracy", "held_mlm", "held_nsp_accuracy", "tokens_per_s",
+           "seconds")
+
+
+def read_records(path):
+    """The rows of a table of COLUMNS, each a dict of str; one that was cut short in the writing is left out."""
+    lines = [line.rstrip("\r\n").split("\t") for _, line in data.read_lines(path)]
+    if lines[:1] != [list(COLUMNS)]:
+        raise UserError(f"{path}: not the .tsv that `pretrain` writes; expected its columns {' '.join(COLUMNS)}")
+    step, number = re.compile("[0-9]{1,12}"), re.compile(r"|nan|-?inf|-?[0-9]+(\.[0-9]+)?(e[+-][0-9]+)?")
+    return [dict(zip(COLUMNS, row)) for row in lines[1:] if len(row) == len(COLUMNS)
+            and step.fullmatch(row[0]) and all(map(number.fullmatch, row[1:]))]
+
+
+def curve(rows, column):
+    """(steps, values) of a column of records, where it is filled."""
+    pairs = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
+    return [step for step, _ in pairs], [value for _, value in pairs]
+
+
 def draw(args):
     """Write the picture of a backbone, or that of held-out losses in the records of pre-trainings."""
     data.check_out(args.out)
     if args.records:
         if any(os.path.exists(args.out) and os.path.samefile(path, args.out) for path in args.records):
             raise UserError(f"--out {args.out!r}: one of the records")
-        curves = {path: curve(read_records(path), "held_mlm") for path in args.records}
-        if missing := [path for path, (steps, _) in curves.items() if not steps]:
+        files = named(args.records)
+        curves = {name: curve(read_records(path), "held_mlm") for name, path in files.items()}
+        if missing := [path for name, path in files.items() if not curves[name][0]]:
             raise UserError(f"{missing[0]}: no held-out losses; expected the .tsv that `pretrain` wrote")
         svg = chart("Pre-training: MLM loss on held-out documents", "step", "nats", curves)
     else:
         svg = picture(load_backbone(args.backbone))
     data.write_beside(args.out, svg)
     print(f"wrote {args.out}")
+
+
+# ---- Pre-training from the command line ----
+
+PUBLISHED = "autobert-zero"  # the backbone where none is named
+# What `pretrain` takes where nothing else is given; steps, batch, .. are those of the size
+USUAL = {"backbone": None, "size": "toy", "init": None, "fast": "auto", "checkpointing": False,
+         "precision": "auto", "out": "model.pt", "overwrite": False}
+OF_MACHINE = ("device", "compile")  # may differ in a resumed run
+
+
+def join():
+    """(rank, processes): those that torchrun gave this process, which then has joined the others; else (0, 1)."""
+    if not distributed.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
+        return 0, 1
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=timedelta(days=1))  # the others wait while one reads the corpus
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def in_turn(work, rank, processes):
+    """work() of this process, that of rank 0 first; where it fails there, the others end and leave it to say why."""
+    failed = torch.ones(())
+    try:
+        if rank == 0:
+            result = work()
+            failed.zero_()
+    finally:
+        if processes > 1:
+            distributed.broadcast(failed, 0)
+    if rank:
+        if failed:
+            sys.exit()
+        result = work()
+    return result
+
+
+def starting_point(asked, seed):
+    """(model, tokenizer, corpus) to begin with: random weights and a new tokenizer, or those of --init."""
+    how, size = {"fast": asked["fast"], "checkpointing": asked["checkpointing"]}, SIZES[asked["size"]]
+    if asked["init"]:
+        loaded, tokenizer = load_checkpoint(asked["init"])
+        config = loaded.encoder.config
+        if (config.layers, config.hidden) != (size.layers, size.hidden):
+            raise UserError(f"--init {asked['init']!r}: {config.layers} layers of {config.hidden}; "
+                            f"size {asked['size']} has {size.layers} of {size.hidden}")
+        model = Pretraining(replace(config, **how), loaded.encoder.backbone)
+        model.load_state_dict(loaded.state_dict())
+        return model, tokenizer, data.open_corpus(asked["corpus"], tokenizer)
+    backbone = load_backbone(asked["backbone"] or PUBLISHED, size.layers)
+    tokenizer = data.tokenizer_for(asked["corpus"], asked.get("vocab"), seed, size.vocab)
+    corpus = data.open_corpus(asked["corpus"], tokenizer)
+    with seeded(seed):
+        return Pretraining(replace(size, vocab=tokenizer.vocab_size, **how), backbone), tokenizer, corpus
+
+
+def resolve(asked, device):
+    """All that a new run goes by, as one flat dict; UserError if its sizes or its files are not to be had."""
+    given = {f.name: asked[f.name] for f in fields(PretrainSettings) if f.name in asked}
+    if asked["init"] and (asked["backbone"] or "vocab" in asked):
+        raise UserError(f"--init {asked['init']!r} brings its backbone and vocabulary; none can be given with it")
+    if given["precision"] == "auto":
+        given["precision"] = "bf16" if device.type == "cuda" else "fp32"
+    s, size, out = replace(PRETRAIN[asked["size"]], **given), SIZES[asked["size"]], asked["out"]
+    if Path(out).suffix in (".tsv", ".svg"):
+        raise UserError(f"--out {out!r}: the records beside the checkpoint have this ending; expected another")
+    data.check_out(out)
+    for path in (out, Path(out).with_suffix(".tsv"), Path(out).with_suffix(".svg")):
+        data.check_out(path)
+        if os.path.exists(path) and not asked["overwrite"]:
+            raise UserError(f"--out {out!r}: {str(path)!r} exists; give another or --overwrite")
+    if s.n > size.positions:
+        raise UserError(f"--n {s.n}: size {asked['size']} has {size.positions} positions")
+    if s.batch % s.accumulate:
+        raise UserError(f"--accumulate {s.accumulate} does not divide --batch {s.batch}")
+    return {**asdict(s), "size": asked["size"], "name": asked["init"] or asked["backbone"] or PUBLISHED,
+            "corpus": [os.path.abspath(path) for path in asked["corpus"]],
+            "eval_every": asked.get("eval_every", max(100, s.steps // 20)),
+            "save_every": asked.get("save_every", max(100, min(2000, s.steps // 10)))}
+
+
+def resumed(path, given):
+    """(model, tokenizer, corpus, options, state) of the unfinished run whose checkpoint `path` is."""
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
+        raise UserError(f"--resume {path!r} goes on with the settings stored there; {flags} cannot be given with it")
+    content = load_tensors(path)
+    model, tokenizer = from_content(content, path)
+    if not {"run", "training"} <= content.keys():
+        raise UserError(f"--resume {path!r}: a finished model; nothing to resume")
+    options, state = content["run"], content["training"]
+    of_options = {f.name: f.type for f in fields(PretrainSettings)} | {
+        "corpus": list, "tokens": int, "steps_per_epoch": int, "order": int, "eval_every": int, "save_every": int,
+        "size": str, "name": str}
+    of_state = {"step": int, "seconds": float, "optimizer": dict}
+    try:
+        good = all(type(values[key]) is kind and (kind not in (int, float) or 0 <= values[key] < 2**63)
+                   for values, kinds in ((options, of_options), (state, of_state)) for key, kind in kinds.items())
+        good = good and min(options[key] for key in ("batch", "accumulate", "eval_every", "save_every")) > 0
+        good = good and options["precision"] in PRECISIONS and options["batch"] % options["accumulate"] == 0
+        good = good and all(isinstance(path, str) for path in options["corpus"])
+        good = good and 0 < state["step"] < options["steps"]
+    except (LookupError, TypeError, AttributeError):
+        good = False
+    if not good:
+        raise UserError(f"--resume {path!r}: not written by `pretrain` of this program")
+    return model, tokenizer, data.open_corpus(options["corpus"], tokenizer), options, state
+
+
+def check_space(path, model):
+    """UserError unless the folder of `path` takes a checkpoint and the next one: weights and Adam's two moments."""
+    need = 2 * 3 * sum(p.numel() * p.element_size() for p in model.parameters())
+    free = shutil.disk_usage(os.path.dirname(path) or ".").free
+    free += os.path.getsize(path) if os.path.exists(path) else 0
+    if free < need:
+        raise UserError(f"{path}: its folder has {free / 1e6:,.0f} MB left; "
+                        f"the checkpoint and its replacement take {need / 1e6:,.0f} MB")
+
+
+def load_moments(optimizer, saved, path):
+    """Put Adam's moments of a checkpoint into an optimizer; UserError if they are not of its parameters."""
+    try:  # rates, decay and the like are this program's, not the file's
+        optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+        good = all(optimizer.state[p][key].shape == p.shape and optimizer.state[p][key].dtype == p.dtype
+                   for group in optimizer.param_groups for p in group["params"] for key in ("exp_avg", "exp_avg_sq"))
+        good = good and all(s["step"].shape == () and len(s) == 3 for s in optimizer.state.values())
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError):
+        good = False
+    if not good:
+        raise UserError(f"--resume {path!r}: its moments are not those of the model")
+
+
+def span(seconds):
+    """A time in words. Example: 192 -> "3m12s"; 7260 -> "2h01m"; 8 -> "8s" """
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"
+
+
+class Run:
+    """One pre-training and its files: the checkpoint `out` and, beside it, its records (.tsv) and curve (.svg).
+
+    options: what it goes by, printed and kept in every checkpoint. state: of the checkpoint to go on from, or None.
+    """
+
+    def __init__(self, out, options, settings, model, tokenizer, batches, held_out, device, state):
+        self.out, self.options, self.settings, self.device = out, options, settings, device
+        self.model, self.tokenizer, self.batches, self.held_out = model, tokenizer, batches, held_out
+        self.optimizer = make_optimizer(model, settings.lr, settings.weight_decay, (0.9, settings.beta2))
+        if state:
+            load_moments(self.optimizer, state["optimizer"], out)
+        self.first, self.before = (state["step"], state["seconds"]) if state else (0, 0.0)
+        self.saved, self.table = self.first, Path(out).with_suffix(".tsv")
+        self.log_every = max(1, settings.steps // 100)
+
+    def begin(self):
+        """Print what it goes by, and begin its records or cut off those behind the checkpoint; they are locked."""
+        if self.table.exists():
+            data.lock(self.table).close()
+        print(json.dumps(self.options), flush=True)
+        rows = read_records(self.table) if self.first and self.table.exists() else []
+        data.write_beside(self.table, tsv(COLUMNS, *(row.values() for row in rows if int(row["step"]) <= self.first)))
+        self.lock, self.start, self.seen = data.lock(self.table), time.time(), (self.first, time.time())
+
+    def due(self, step):
+        """What `report` has to do behind a step: all behind the last, and a row behind the first."""
+        every = {"row": self.log_every, "held-out": self.options["eval_every"], "save": self.options["save_every"]}
+        last = step + 1 == self.settings.steps
+        return {what for what, k in every.items() if last or (step + 1) % k == 0} | ({"row"} if step == 0 else set())
+
+    def report(self, step, lr, parts):
+        """Behind a step: a line and a row of progress, held-out loss in it, checkpoint, as they are due."""
+        done, now, s, due = step + 1, time.time(), self.settings, self.due(step)
+        if due & {"row", "held-out"}:
+            rate = (done - self.seen[0]) * s.batch * s.n / max(1e-6, now - self.seen[1])
+            left = (s.steps - done) * (now - self.start) / (done - self.first)
+            row = {"lr": lr, "loss": parts["mlm"] + parts["nsp"], **parts, "tokens_per_s": rate}
+            print(f"step={done}/{s.steps} loss={row['loss']:.3f} mlm={parts['mlm']:.3f} nsp={parts['nsp']:.3f} "
+                  f"lr={lr:.2e} tokens/s={rate:.0f} left={span(left)}", flush=True)
+            if "held-out" in due:
+                row |= {f"held_{key}": value for key, value in self.evaluate().items()}
+            row["seconds"] = self.before + time.time() - self.start
+            with open(self.table, "a", encoding="utf-8") as file:
+                file.write(tsv((done, *(f"{row[key]:.7g}" if key in row else "" for key in COLUMNS[1:]))))
+        if "save" in due:
+            self.save(done)
+        self.seen = done, time.time()
+
+    def evaluate(self):
+        """held_out_loss over 20 batches, or as many as the held-out documents fill."""
+        found = held_out_loss(self.model, self.held_out, min(20, self.held_out.steps_per_epoch), self.device)
+        self.model.train()
+        print("held-out " + " ".join(f"{key}={value:.4f}" for key, value in found.items()), flush=True)
+        return found
+
+    def save(self, done):
+        """Write the checkpoint, until the end with all that --resume needs, and the curve."""
+        state = {"step": done, "seconds": self.before + time.time() - self.start,
+                 "optimizer": self.optimizer.state_dict()}
+        more = {} if done == self.settings.steps else {"training": state}
+        save_checkpoint(self.out, self.model, self.tokenizer, run=self.options, **more)
+        self.saved, rows = done, read_records(self.table)
+        data.write_beside(self.table.with_suffix(".svg"), chart(
+            f"Pre-training: {self.options['name']}, {self.options['size']}", "step", "nats",
+            {"training MLM": curve(rows, "mlm"), "held-out MLM": curve(rows, "held_mlm")}))
+
+
+def prepare(args, processes):
+    """The Run that the command line asks for: a new one, or with --resume the one that stopped."""
+    given = {key: value for key, value in vars(args).items() if key not in ("command", *OF_MACHINE, "resume")}
+    device = find_device(args.device)
+    if processes > 1 and device.type == "cuda":
+        device = find_device(f"cuda:{os.environ['LOCAL_RANK']}")
+    if args.resume is not None:
+        model, tokenizer, corpus, options, state = resumed(args.resume, given)
+        out = args.resume
+    else:
+        asked = USUAL | given
+        options, out, state = resolve(asked, device), asked["out"], None
+        model, tokenizer, corpus = starting_point(asked, options["seed"])
+    s = PretrainSettings(**{f.name: options[f.name] for f in fields(PretrainSettings)})
+    if s.batch < s.accumulate * processes:
+        raise UserError(f"--batch {s.batch}: fewer rows than {processes} processes with --accumulate {s.accumulate}")
+    check_space(out, model)
+    config = model.encoder.config
+    few_threads(config)
+    learnt, held = data.split_held_out(corpus)
+    batches = data.PretrainingData(learnt, s.n, s.batch, config.vocab, s.seed)
+    held_out = data.PretrainingData(held, s.n, min(s.batch, 64), config.vocab, s.seed)
+    counts = {"tokens": len(corpus.tokens), "steps_per_epoch": batches.steps_per_epoch,
+              "order": zlib.crc32(corpus.sentences)}  # of sentences, by their lengths
+    if state and any(options[key] != value for key, value in counts.items()):
+        raise UserError(f"--resume {out!r}: the corpus has changed, {options['tokens']:,} tokens in "
+                        f"{options['steps_per_epoch']:,} batches before, {counts['tokens']:,} in "
+                        f"{counts['steps_per_epoch']:,} now ({', '.join(options['corpus'])})")
+    options |= counts | {"model": asdict(config), "backbone": list(model.encoder.backbone), "device": str(device),
+                         "processes": processes}
+    return Run(out, options, s, model.to(device), tokenizer, batches, held_out, device, state)
+
+
+def train(args):
+    """Pre-train one backbone on a corpus, or go on with it; under torchrun all processes together."""
+    rank, processes = join()
+    run = in_turn(lambda: prepare(args, processes), rank, processes)
+    if args.compile:
+        run.model.compile()
+    model = DistributedDataParallel(run.model) if processes > 1 else run.model
+    if rank == 0:
+        run.begin()
+    try:
+        pretrain(model, run.batches, run.settings, run.device, None if rank else run.report, due=run.due,
+                 optimizer=run.optimizer, first=run.first, share=(rank, processes))
+    except Diverged as error:
+        if rank:  # the first one says it
+            sys.exit()
+        last = f"the last good checkpoint is {run.out!r}, of step {run.saved}"
+        raise UserError(f"{error} of {run.settings.steps}, with --lr {run.settings.lr}, a smaller one may help; "
+                        f"{last if run.saved else 'no checkpoint was written'}") from None
+    except torch.OutOfMemoryError:
+        raise UserError(f"out of memory on {run.device} with --batch {run.settings.batch} and --accumulate "
+                        f"{run.settings.accumulate}; a larger --accumulate or --checkpointing takes less") from None
+    except RuntimeError as error:  # what gloo raises where the first process has ended: that one said why
+        if not rank or "by peer" not in str(error):
+            raise
+        sys.exit()
+    finally:
+        if rank == 0:
+            run.lock.close()
+    if rank == 0:
+        print(f"wrote {run.out}")
+    if processes > 1:
+        distributed.destroy_process_group()
+
+
+# ---- Speed ----
+
+PEER = ("BertConfig", "BertForPreTraining", "BertTokenizerFast", "DataCollatorForLanguageModeling")  # of a package
+BENCH_COLUMNS = ("size", "what", "n", "batch", "model", "precision", "ms", "tokens_per_s", "of_peak", "memory_MB",
+                 "to_peer_fp32", "low", "high", "to_peer_same", "to_bert_same")
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What is measured: a batch of rows of n tokens. steps: of one turn, for what a loop keeps from one to the next."""
+    config: ModelConfig
+    n: int
+    rows: int
+    steps: int
+    turns: int = 5
+    seed: int = 0
+
+
+# A peer's embeddings are as wide as its hidden states: ours are here, too
+BENCH = {
+    "mini": BenchSettings(replace(SIZES["mini"], vocab=4000, dropout=0.1), 64, 32, 20),
+    "small": BenchSettings(replace(SIZES["small"], embedding=256), 128, 16, 6),
+    "base": BenchSettings(SIZES["base"], 128, 8, 4),
+    "large": BenchSettings(SIZES["large"], 128, 8, 2),
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A row of the bench."""
+    turn: object  # of no arguments: some training steps or inferences
+    flops: float  # of the products that a step cannot do without
+    memory: float  # bytes, at the peak of a turn
+    times: list  # seconds of each turn
+
+
+def one_batch(config, n, rows, seed):
+    """Arrays as PretrainingData.batch gives them: random rows, all of n tokens, 15 % of them masked."""
+    rng, at, masked = np.random.default_rng(seed), np.arange(n), max(1, round(0.15 * n))
+    ids = rng.integers(data.FIRST_WORD, config.vocab, (rows, n))
+    places = np.sort(rng.permuted(np.tile(at[1:-1], (rows, 1)), axis=1)[:, :masked])
+    positions = (places + n * np.arange(rows)[:, None]).ravel()
+    targets = ids.reshape(-1)[positions]
+    ids.reshape(-1)[positions] = data.MASK
+    return {"ids": ids, "segments": np.tile((at >= n // 2).astype(np.int64), (rows, 1)),
+            "mask": np.ones((rows, n), bool), "positions": positions, "targets": targets,
+            "next": rng.integers(0, 2, rows)}
+
+
+@torch.no_grad()
+def encode(encoder, steps, device, precision):
+    """Call an encoder some times, without gradients."""
+    with matmul_precision(precision):
+        for _ in range(steps):
+            with autocast(device, precision):
+                encoder()
+
+
+def our_turns(what, s, backbone, arrays, device):
+    """(model, turn(precision)) of a backbone: `pretrain` itself on the same batch at every step, or the encoder."""
+    model = Pretraining(s.config, backbone).to(device).train(what == "train")
+    optimizer, batch = make_optimizer(model, 1e-4, 0.01), to_device(arrays, device)
+    batches, settings = SimpleNamespace(batch=lambda step: arrays), PretrainSettings(steps=s.steps, lr=1e-4)
+
+    def train(precision):
+        pretrain(model, batches, replace(settings, precision=precision), device, due=lambda step: False,
+                 optimizer=optimizer)
+
+    def infer(precision):
+        with kept_memory():
+            encode(lambda: model.encoder(batch["ids"], batch["segments"], batch["mask"]), s.steps, device, precision)
+
+    return model, train if what == "train" else infer
+
+
+def peer_turns(what, s, peer, arrays, device):
+    """our_turns of the BertForPreTraining in the package `peer`, as its users find it but for fused AdamW."""
+    config = s.config
+    model = peer.BertForPreTraining(peer.BertConfig(
+        vocab_size=config.vocab, hidden_size=config.hidden, num_hidden_layers=config.layers,
+        num_attention_heads=config.heads, intermediate_size=4 * config.hidden, max_position_embeddings=config.positions,
+        hidden_dropout_prob=config.dropout, attention_probs_dropout_prob=config.dropout)).to(device)
+    model.train(what == "train")
+    optimizer, batch = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True), to_device(arrays, device)
+    inputs = {"input_ids": batch["ids"], "token_type_ids": batch["segments"], "attention_mask": batch["mask"].long()}
+    labels = torch.full_like(batch["ids"], -100)
+    labels.view(-1)[batch["positions"]] = batch["targets"]
+
+    def train(precision):
+        with matmul_precision(precision):
+            for _ in range(s.steps):
+                with autocast(device, precision):
+                    loss = model(**inputs, labels=labels, next_sentence_label=batch["next"]).loss
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+
+    def infer(precision):
+        encode(lambda: model.bert(**inputs), s.steps, device, precision)
+
+    return model, train if what == "train" else infer
+
+
+def clock(turn, device):
+    """Seconds that a turn takes, on a GPU to its last kernel."""
+    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    turn()
+    wait()
+    return time.perf_counter() - start
+
+
+def peak_memory(turn, model, training, device):
+    """Bytes: weights and Adam's two moments, and by how much a turn exceeds what is there before it; nan if unknown."""
+    turn()  # so that the moments are there
+    held = (3 if training else 1) * sum(p.numel() * p.element_size() for p in model.parameters())
+    if torch.device(device).type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        turn()
+        return held + torch.cuda.max_memory_allocated(device) - before
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier turns kept
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is what is there now
+        before = resident("VmRSS")
+        turn()
+        return held + resident("VmHWM") - before
+    except (OSError, AttributeError):  # not Linux with glibc
+        return math.nan
+
+
+def resident(key):
+    """Bytes of a line of Linux' /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+def matmul_peak(precision, device):
+    """FLOP/s of a large square product, the best of ten."""
+    size = 2048 if torch.device(device).type == "cpu" else 8192
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    with matmul_precision(precision):
+        return 2 * size**3 / min(clock(lambda: a @ a, device) for _ in range(10))
+
+
+def needed_flops(what, s, backbone, masked):
+    """FLOPs of the products that a training step or an inference cannot do without."""
+    d, e = s.config.hidden, s.config.embedding
+    flops = s.rows * sum(count_flops(s.config, backbone, s.n)["layers"]) + 2 * s.rows * s.n * e * d * (e != d)
+    if what == "infer":
+        return flops
+    return 3 * (flops + 2 * s.rows * d * d + masked * 2 * e * (d + s.config.vocab))  # the heads; twice to go backward
+
+
+def race(what, s, names, precisions, device, peer=None):
+    """{(name, precision): Contender} of the peer's bert, if there is one, and of backbones, after they ran in turns."""
+    arrays, found = one_batch(s.config, s.n, s.rows, s.seed), {}
+    for name in ([peer.__name__] if peer else []) + names:
+        theirs = peer and name == peer.__name__
+        backbone = load_backbone("bert" if theirs else name, s.config.layers)
+        flops = needed_flops(what, s, backbone, len(arrays["targets"]))
+        model, turn = (peer_turns(what, s, peer, arrays, device) if theirs else
+                       our_turns(what, s, backbone, arrays, device))
+        for precision in precisions:
+            one = partial(turn, precision)
+            memory = peak_memory(one, model, what == "train", device)
+            found[name, precision] = Contender(one, flops, memory, [])
+    for turn in range(s.turns):
+        for row in found.values():
+            row.times.append(clock(row.turn, device))
+        print(f"turn={turn + 1}/{s.turns}", file=sys.stderr, flush=True)
+    return found
+
+
+def compared(row, other):
+    """(median, lower, upper quartile) of how many times as fast as `other` a row was in a turn; nan if that is None."""
+    return np.quantile(np.divide(other.times, row.times), (0.5, 0.25, 0.75)) if other else np.full(3, np.nan)
+
+
+def known(x, form):
+    """A number in a format, nothing for nan."""
+    return f"{x:{form}}" if x == x else ""
+
+
+def bench_table(what, size, args, peer, device, peaks):
+    """Race at one size and print the table; yield its rows of BENCH_COLUMNS."""
+    s = BENCH[size]
+    n, rows = args.n or s.n, args.batch or (32 if what == "infer" else s.rows)
+    config = replace(s.config, positions=max(n, s.config.positions), fast=args.fast)
+    s = BenchSettings(config, n, rows, s.steps, args.turns, args.seed)
+    rivals, their = race(what, s, args.backbone, args.precision, device, peer), peer and peer.__name__
+    print(f"\n{'training step' if what == 'train' else 'inference, encoder'}, {size}: "
+          f"{config.layers} x {config.hidden}, n {n}, batch {rows}, vocabulary {config.vocab:,}, "
+          f"dropout {config.dropout}; {s.turns} turns of {s.steps}")
+    print(f"  {'':24s}{'ms':>9s}{'tokens/s':>10s}{'of peak':>9s}{'memory':>9s}"
+          + "   to peer's fp32  same" * bool(peer) + "  to bert")
+    for (name, precision), row in rivals.items():
+        seconds, megabytes = np.median(row.times) / s.steps, row.memory / 1e6
+        rate, share = n * rows / seconds, row.flops / seconds / peaks[precision]
+        first, same, bert = (compared(row, rivals.get(other)) for other in (
+            (their, "fp32"), (their, precision), ("bert", precision)))
+        spread = f"   {first[0]:5.2f} ({first[1]:.2f}-{first[2]:.2f})" if first[0] == first[0] else ""
+        print(f"  {name:14s} {precision:9s}{1e3 * seconds:9.1f}{rate:10,.0f}{share:9.0%}{megabytes:6,.0f} MB"
+              + f"{spread:18s}{known(same[0], '.2f'):>6s}" * bool(peer)
+              + f"{known(bert[0], '.2f'):>{10 if peer else 9}s}", flush=True)
+        yield (size, what, n, rows, name, precision, *(
+            known(x, ".4g") for x in (1e3 * seconds, rate, share, megabytes, *first, same[0], bert[0])))
+
+
+def race_batches(turns, seed, peer):
+    """Print what PretrainingData.batch takes, and a peer's collator for masking alone, in turns."""
+    n, vocab = BENCH["small"].n, data.TOY_VOCAB
+    with tempfile.TemporaryDirectory() as folder:
+        files = [data.write_toy(folder) / "corpus.txt"]
+        tokenizer = data.Tokenizer.train(files, vocab)
+        corpus = data.load_corpus(files, tokenizer)
+        (words := Path(folder) / "words.txt").write_text(
+            "\n".join(["[PAD]", "[UNK]", *data.SPECIAL[2:], *map(str, range(vocab - 5))]))
+        mask = peer and peer.DataCollatorForLanguageModeling(peer.BertTokenizerFast(str(words)))
+    for rows in (BENCH["small"].rows, PRETRAIN["small"].batch):
+        ours, times = data.PretrainingData(corpus, n, rows, vocab, seed), []
+        plain = [{"input_ids": row.tolist()} for row in ours.batch(0)["ids"]]
+        for step in range(20 * turns):
+            times.append((clock(lambda: ours.batch(step), "cpu"), clock(lambda: mask(plain), "cpu") if peer else 0.0))
+        own, other, ratio = np.median(np.c_[times, np.divide(*np.transpose(times)[::-1])], axis=0)
+        print(f"a batch of {rows} x {n}, pairs and masks: {1e3 * own:.2f} ms"
+              + f"; the peer's collator, which only masks: {1e3 * other:.2f} ms, {ratio:.0f} times it" * bool(peer))
+
+
+def bench(args):
+    """Measure training steps and inference, in turns in one process, beside a peer if one is named."""
+    device = find_device(args.device)
+    try:
+        peer = args.peer and importlib.import_module(args.peer)
+    except (ImportError, TypeError, ValueError) as error:
+        raise UserError(f"--peer {args.peer!r}: cannot be imported here ({error})") from None
+    if peer and (missing := [name for name in PEER if not hasattr(peer, name)]):
+        raise UserError(f"--peer {args.peer!r}: has no {missing[0]}")
+    if args.out:
+        data.check_out(args.out)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    peaks = {precision: matmul_peak(precision, device) for precision in args.precision}
+    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; measured peak of matrix products: "
+          + ", ".join(f"{precision} {peak / 1e9:,.0f}" for precision, peak in peaks.items()) + " GFLOP/s")
+    rows = [row for size in args.size for what in args.what
+            for row in bench_table(what, size, args, peer, device, peaks)]
+    print()
+    race_batches(args.turns, args.seed, peer)
+    if args.out:
+        data.write_beside(args.out, tsv(BENCH_COLUMNS, *rows))
 
 
 # ---- Analyses (Fig. 5, Table 7) ----
@@ -1351,21 +1663,21 @@ COSTS = {"parameters": ("parameters", "M", 1e6), "att": ("of att", "M", 1e6), "f
          "train_ms": ("training step", "ms", 1), "train_MB": ("memory of training", "MB", 1)}  # words, unit, its size
 
 
-def costs(args, config, n, device):
-    """{backbone: {measure of COSTS: (value, ratio to that of the first backbone)}}; times as the medians of turns."""
-    found, steps = {}, BENCH.get(args.size, BENCH["mini"])[3]
-    for name in args.backbone:
-        genes = load_backbone(name, config.layers)
-        count = count_parameters(config, genes)
-        counts = count["total"], count["att"], count_flops(config, genes, n)["total"]
-        found[name] = {key: (x, x / found[args.backbone[0]][key][0] if found else 1.0) for key, x in zip(COSTS, counts)}
+def costs(s, names, precision, device):
+    """{backbone: {measure of COSTS: (value, ratio to the first backbone's)}}; of times the medians over turns."""
+    counts = {}
+    for name in names:
+        backbone = load_backbone(name, s.config.layers)
+        count = count_parameters(s.config, backbone)
+        counts[name] = count["total"], count["att"], count_flops(s.config, backbone, s.n)["total"]
+    found = {name: {key: (x, x / first) for key, x, first in zip(COSTS, counts[name], counts[names[0]])}
+             for name in names}
     for what in ("infer", "train"):
-        rivals = contenders(what, config, n, args.batch, steps, args, device)
-        times = timed(rivals, args.turns, device)
-        for row in rivals:
-            key, first = ((x.name, x.precision) for x in (row, rivals[0]))
-            found[row.name] |= {f"{what}_ms": (1e3 * np.median(times[key]) / steps, compared(times, first, key)[1]),
-                                f"{what}_MB": (row.memory / 1e6, row.memory / rivals[0].memory)}
+        rivals = race(what, s, names, [precision], device)
+        first = rivals[names[0], precision]
+        for (name, _), row in rivals.items():
+            found[name] |= {f"{what}_ms": (1e3 * np.median(row.times) / s.steps, compared(first, row)[0]),
+                            f"{what}_MB": (row.memory / 1e6, row.memory / first.memory)}
     return found
 
 
@@ -1397,8 +1709,8 @@ def analyse_cost(args):
              "device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
     note = " ".join(f"{key}={value}" for key, value in about.items())
     names = sorted(dict.fromkeys(args.backbone), key=lambda name: name != "bert")  # bert first, where it is asked for
-    args.backbone, args.precision, args.peer = names, [args.precision], None
-    table = costs(args, config, n, device)
+    steps = BENCH.get(args.size, BENCH["mini"]).steps
+    table = costs(BenchSettings(config, n, args.batch, steps, args.turns, args.seed), names, args.precision, device)
     print(f"{note}\nin brackets the ratio to {names[0]}\n{'':24s}" + "".join(f"{name:>18s}" for name in names))
     for key, (words, unit, size) in COSTS.items():
         print(f"{words + ', ' + unit:24s}" + "".join(
@@ -1418,388 +1730,96 @@ def analyse_cost(args):
     print(f"With {names[0]} as 1: {', '.join(found)}.")
 
 
-# ---- Pre-training from the command line ----
-
-PUBLISHED = "autobert-zero"  # the backbone where none is named
-# What `pretrain` takes where nothing else is given; steps, batch, .. are those of the size
-USUAL = {"backbone": None, "size": "toy", "init": None, "fast": "auto", "checkpointing": False,
-         "precision": "auto", "out": "model.pt", "overwrite": False}
-COLUMNS = ("step", "lr", "loss", "mlm", "nsp", "nsp_accuracy", "held_mlm", "held_nsp_accuracy", "tokens_per_s",
-           "seconds")
-OF_MACHINE = ("device", "compile")  # may differ in a resumed run
-
-
-def read_records(path):
-    """The rows of a table of COLUMNS, each a dict of str; one that was cut short in the writing is left out."""
-    lines = [line.rstrip("\r\n").split("\t") for _, line in data.read_lines(path)]
-    if lines[:1] != [list(COLUMNS)]:
-        raise UserError(f"{path}: not the .tsv that `pretrain` writes; expected its columns {' '.join(COLUMNS)}")
-    step, number = re.compile("[0-9]{1,12}"), re.compile(r"|nan|-?inf|-?[0-9]+(\.[0-9]+)?(e[+-][0-9]+)?")
-    return [dict(zip(COLUMNS, row)) for row in lines[1:] if len(row) == len(COLUMNS)
-            and step.fullmatch(row[0]) and all(map(number.fullmatch, row[1:]))]
-
-
-def curve(rows, column):
-    """(steps, values) of a column of records, where it is filled."""
-    pairs = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
-    return [step for step, _ in pairs], [value for _, value in pairs]
-
-
-def join():
-    """(rank, processes): those that torchrun gave this process, which then has joined the others; else (0, 1)."""
-    if not distributed.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
-        return 0, 1
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend, timeout=timedelta(days=1))  # the others wait while one reads the corpus
-    return distributed.get_rank(), distributed.get_world_size()
-
-
-def in_turn(work, rank, processes):
-    """work() of this process, that of rank 0 first; where it fails there, the others end and leave it to say why."""
-    failed = torch.ones(())
-    try:
-        if rank == 0:
-            result = work()
-            failed.zero_()
-    finally:
-        if processes > 1:
-            distributed.broadcast(failed, 0)
-    if rank:
-        if failed:
-            sys.exit()
-        result = work()
-    return result
-
-
-def starting_point(asked, seed):
-    """(model, tokenizer, corpus) to begin with: random weights and a new tokenizer, or those of --init."""
-    how, size = {"fast": asked["fast"], "checkpointing": asked["checkpointing"]}, SIZES[asked["size"]]
-    if asked["init"]:
-        loaded, tokenizer = load_checkpoint(asked["init"])
-        config = loaded.encoder.config
-        if (config.layers, config.hidden) != (size.layers, size.hidden):
-            raise UserError(f"--init {asked['init']!r}: {config.layers} layers of {config.hidden}; "
-                            f"size {asked['size']} has {size.layers} of {size.hidden}")
-        model = Pretraining(replace(config, **how), loaded.encoder.backbone)
-        model.load_state_dict(loaded.state_dict())
-        return model, tokenizer, data.open_corpus(asked["corpus"], tokenizer)
-    backbone = load_backbone(asked["backbone"] or PUBLISHED, size.layers)
-    tokenizer = data.tokenizer_for(asked["corpus"], asked.get("vocab"), seed, size.vocab)
-    corpus = data.open_corpus(asked["corpus"], tokenizer)
-    with seeded(seed):
-        return Pretraining(replace(size, vocab=tokenizer.vocab_size, **how), backbone), tokenizer, corpus
-
-
-def resolve(asked, device):
-    """All that a new run goes by, as one flat dict; UserError if its sizes or its files are not to be had."""
-    given = {f.name: asked[f.name] for f in fields(PretrainSettings) if f.name in asked}
-    if asked["init"] and (asked["backbone"] or "vocab" in asked):
-        raise UserError(f"--init {asked['init']!r} brings its backbone and vocabulary; none can be given with it")
-    if given["precision"] == "auto":
-        given["precision"] = "bf16" if device.type == "cuda" else "fp32"
-    s, size, out = replace(PRETRAIN[asked["size"]], **given), SIZES[asked["size"]], asked["out"]
-    if Path(out).suffix in (".tsv", ".svg"):
-        raise UserError(f"--out {out!r}: the records beside the checkpoint have this ending; expected another")
-    data.check_out(out)
-    for path in (out, Path(out).with_suffix(".tsv"), Path(out).with_suffix(".svg")):
-        data.check_out(path)
-        if os.path.exists(path) and not asked["overwrite"]:
-            raise UserError(f"--out {out!r}: {str(path)!r} exists; give another or --overwrite")
-    if s.n > size.positions:
-        raise UserError(f"--n {s.n}: size {asked['size']} has {size.positions} positions")
-    if s.batch % s.accumulate:
-        raise UserError(f"--accumulate {s.accumulate} does not divide --batch {s.batch}")
-    return {**asdict(s), "size": asked["size"], "name": asked["init"] or asked["backbone"] or PUBLISHED,
-            "corpus": [os.path.abspath(path) for path in asked["corpus"]],
-            "eval_every": asked.get("eval_every", max(100, s.steps // 20)),
-            "save_every": asked.get("save_every", max(100, min(2000, s.steps // 10)))}
-
-
-def resumed(path, given):
-    """(model, tokenizer, corpus, options, state) of the unfinished run whose checkpoint `path` is."""
-    if given:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
-        raise UserError(f"--resume {path!r} goes on with the settings stored there; {flags} cannot be given with it")
-    content = load_tensors(path)
-    model, tokenizer = from_content(content, path)
-    if not {"run", "training"} <= content.keys():
-        raise UserError(f"--resume {path!r}: a finished model; nothing to resume")
-    options, state = content["run"], content["training"]
-    kinds = {f.name: f.type for f in fields(PretrainSettings)} | {
-        "corpus": list, "tokens": int, "steps_per_epoch": int, "order": int, "eval_every": int, "save_every": int,
-        "size": str, "name": str}
-    try:
-        good = isinstance(options, dict) and isinstance(state, dict)
-        good = good and all(type(options[key]) is kind and (kind is not int or 0 <= options[key] < 2**63)
-                            and (kind is not float or 0 <= options[key] < math.inf) for key, kind in kinds.items())
-        good = good and min(options[key] for key in ("batch", "accumulate", "eval_every", "save_every")) > 0
-        good = good and all(isinstance(path, str) for path in options["corpus"])
-        good = good and options["precision"] in PRECISIONS and options["batch"] % options["accumulate"] == 0
-        good = good and type(state["step"]) is int and 0 < state["step"] < options["steps"]
-        good = good and type(state["seconds"]) is float and 0 <= state["seconds"] < math.inf
-        good = good and isinstance(state["optimizer"], dict)
-    except (LookupError, TypeError, AttributeError):
-        good = False
-    if not good:
-        raise UserError(f"--resume {path!r}: not written by `pretrain` of this program")
-    return model, tokenizer, data.open_corpus(options["corpus"], tokenizer), options, state
-
-
-def check_space(path, model):
-    """UserError unless the folder of `path` takes a checkpoint and the next one: weights and Adam's two moments."""
-    need = 2 * 3 * sum(p.numel() * p.element_size() for p in model.parameters())
-    free = shutil.disk_usage(os.path.dirname(path) or ".").free
-    free += os.path.getsize(path) if os.path.exists(path) else 0
-    if free < need:
-        raise UserError(f"{path}: its folder has {free / 1e6:,.0f} MB left; "
-                        f"the checkpoint and its replacement take {need / 1e6:,.0f} MB")
-
-
-def prepare(args, processes):
-    """The Run that the command line asks for: a new one, or with --resume the one that stopped."""
-    given = {key: value for key, value in vars(args).items() if key not in ("command", "run", *OF_MACHINE, "resume")}
-    device = find_device(args.device)
-    if processes > 1 and device.type == "cuda":
-        device = find_device(f"cuda:{os.environ['LOCAL_RANK']}")
-    if args.resume is not None:
-        model, tokenizer, corpus, options, state = resumed(args.resume, given)
-        out = args.resume
-    else:
-        asked = USUAL | given
-        options, out, state = resolve(asked, device), asked["out"], None
-        model, tokenizer, corpus = starting_point(asked, options["seed"])
-    s = PretrainSettings(**{f.name: options[f.name] for f in fields(PretrainSettings)})
-    if s.batch < s.accumulate * processes:
-        raise UserError(f"--batch {s.batch}: fewer rows than {processes} processes with --accumulate {s.accumulate}")
-    check_space(out, model)
-    config = model.encoder.config
-    few_threads(config)
-    learnt, held = data.split_held_out(corpus)
-    batches = data.PretrainingData(learnt, s.n, s.batch, config.vocab, s.seed)
-    held_out = data.PretrainingData(held, s.n, min(s.batch, 64), config.vocab, s.seed)
-    counts = {"tokens": len(corpus.tokens), "steps_per_epoch": batches.steps_per_epoch,
-              "order": zlib.crc32(corpus.sentences)}  # of sentences, by their lengths
-    if state and any(options[key] != value for key, value in counts.items()):
-        raise UserError(f"--resume {out!r}: the corpus has changed, {options['tokens']:,} tokens in "
-                        f"{options['steps_per_epoch']:,} batches before, {counts['tokens']:,} in "
-                        f"{counts['steps_per_epoch']:,} now ({', '.join(options['corpus'])})")
-    options |= counts | {"model": asdict(config), "backbone": list(model.encoder.backbone), "device": str(device),
-                         "processes": processes}
-    return Run(out, options, s, model.to(device), tokenizer, batches, held_out, device, state)
-
-
-def load_moments(optimizer, saved, path):
-    """Put Adam's moments of a checkpoint into an optimizer; UserError if they are not of its parameters."""
-    try:  # rates, decay and the like are this program's, not the file's
-        optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
-        good = all(optimizer.state[p][key].shape == p.shape and optimizer.state[p][key].dtype == p.dtype
-                   for group in optimizer.param_groups for p in group["params"] for key in ("exp_avg", "exp_avg_sq"))
-        good = good and all(s["step"].shape == () and len(s) == 3 for s in optimizer.state.values())
-    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError):
-        good = False
-    if not good:
-        raise UserError(f"--resume {path!r}: its moments are not those of the model")
-
-
-class Run:
-    """One pre-training and its files: the checkpoint `out` and, beside it, its records (.tsv) and curve (.svg).
-
-    options: what it goes by, printed and kept in every checkpoint. state: of the checkpoint to go on from, or None.
-    """
-
-    def __init__(self, out, options, settings, model, tokenizer, batches, held_out, device, state):
-        self.out, self.options, self.settings, self.device = out, options, settings, device
-        self.model, self.tokenizer, self.batches, self.held_out = model, tokenizer, batches, held_out
-        self.optimizer = make_optimizer(model, settings.lr, settings.weight_decay, (0.9, settings.beta2))
-        if state:
-            load_moments(self.optimizer, state["optimizer"], out)
-        self.first, self.before = (state["step"], state["seconds"]) if state else (0, 0.0)
-        self.saved, self.table = self.first, Path(out).with_suffix(".tsv")
-        self.log_every = max(1, settings.steps // 100)
-
-    def begin(self):
-        """Print what it goes by, and begin its records or cut off those behind the checkpoint; they are locked."""
-        if self.table.exists():
-            data.lock(self.table).close()
-        print(json.dumps(self.options), flush=True)
-        rows = read_records(self.table) if self.first and self.table.exists() else []
-        data.write_beside(self.table, "\t".join(COLUMNS) + "\n" + "".join(
-            "\t".join(row.values()) + "\n" for row in rows if int(row["step"]) <= self.first))
-        self.lock, self.start, self.seen = data.lock(self.table), time.time(), (self.first, time.time())
-
-    def due(self, step):
-        """Whether `report` has something to do behind a step; always behind the first."""
-        every = self.log_every, self.options["eval_every"], self.options["save_every"]
-        return step == 0 or any((step + 1) % k == 0 for k in every)
-
-    def report(self, step, lr, parts):
-        """Behind a step: a line and a row of progress, held-out loss, checkpoint, as they are due; all at the end."""
-        done, now, s = step + 1, time.time(), self.settings
-        if done % self.log_every == 0 or done % self.options["eval_every"] == 0 or done in (1, s.steps):
-            rate = (done - self.seen[0]) * s.batch * s.n / max(1e-6, now - self.seen[1])
-            left = (s.steps - done) * (now - self.start) / (done - self.first)
-            row = {"lr": lr, "loss": parts["mlm"] + parts["nsp"], **parts, "tokens_per_s": rate}
-            print(f"step={done}/{s.steps} loss={row['loss']:.3f} mlm={parts['mlm']:.3f} nsp={parts['nsp']:.3f} "
-                  f"lr={lr:.2e} tokens/s={rate:.0f} left={span(left)}", flush=True)
-            if done % self.options["eval_every"] == 0 or done == s.steps:
-                row |= {f"held_{key}": value for key, value in self.evaluate().items()}
-            row["seconds"] = self.before + time.time() - self.start
-            with open(self.table, "a", encoding="utf-8") as file:
-                values = [f"{row[key]:.7g}" if key in row else "" for key in COLUMNS[1:]]
-                file.write("\t".join([str(done), *values]) + "\n")
-        if done % self.options["save_every"] == 0 or done == s.steps:
-            self.save(done)
-        self.seen = done, time.time()
-
-    def evaluate(self):
-        """held_out_loss over 20 batches, or as many as the held-out documents fill."""
-        found = held_out_loss(self.model, self.held_out, min(20, self.held_out.steps_per_epoch), self.device)
-        self.model.train()
-        print("held-out " + " ".join(f"{key}={value:.4f}" for key, value in found.items()), flush=True)
-        return found
-
-    def save(self, done):
-        """Write the checkpoint, until the end with all that --resume needs, and the curve."""
-        state = {"step": done, "seconds": self.before + time.time() - self.start,
-                 "optimizer": self.optimizer.state_dict()}
-        more = {} if done == self.settings.steps else {"training": state}
-        save_checkpoint(self.out, self.model, self.tokenizer, run=self.options, **more)
-        self.saved, rows = done, read_records(self.table)
-        data.write_beside(self.table.with_suffix(".svg"), chart(
-            f"Pre-training: {self.options['name']}, {self.options['size']}", "step", "nats",
-            {"training MLM": curve(rows, "mlm"), "held-out MLM": curve(rows, "held_mlm")}))
-
-
-def span(seconds):
-    """A time in words. Example: 192 -> "3m12s"; 7260 -> "2h01m"; 8 -> "8s" """
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"
-
-
-def train(args):
-    """Pre-train one backbone on a corpus, or go on with it; under torchrun all processes together."""
-    rank, processes = join()
-    run = in_turn(lambda: prepare(args, processes), rank, processes)
-    if args.compile:
-        run.model.compile()
-    model = DistributedDataParallel(run.model) if processes > 1 else run.model
-    if rank == 0:
-        run.begin()
-    try:
-        pretrain(model, run.batches, run.settings, run.device, None if rank else run.report, due=run.due,
-                 optimizer=run.optimizer, first=run.first, share=(rank, processes))
-    except Diverged as error:
-        if rank:  # the first one says it
-            sys.exit()
-        last = f"the last good checkpoint is {run.out!r}, of step {run.saved}"
-        raise UserError(f"{error} of {run.settings.steps}, with --lr {run.settings.lr}, a smaller one may help; "
-                        f"{last if run.saved else 'no checkpoint was written'}") from None
-    except torch.OutOfMemoryError:
-        raise UserError(f"out of memory on {run.device} with --batch {run.settings.batch} and --accumulate "
-                        f"{run.settings.accumulate}; a larger --accumulate or --checkpointing takes less") from None
-    except RuntimeError as error:  # what gloo raises where the first process has ended: that one said why
-        if not rank or "by peer" not in str(error):
-            raise
-        sys.exit()
-    finally:
-        if rank == 0:
-            run.lock.close()
-    if rank == 0:
-        print(f"wrote {run.out}")
-    if processes > 1:
-        distributed.destroy_process_group()
+# ---- Command line ----
 
 
 def add_pretrain(commands):
     """The options of `pretrain`."""
-    two = commands.add_parser("pretrain", help="MLM + NSP pre-training; writes a checkpoint, its records and curve",
-                              argument_default=argparse.SUPPRESS)  # so that --resume sees what was given
-    what = two.add_mutually_exclusive_group(required=True)
-    what.add_argument("--corpus", nargs="+", help="text, .gz or .xz: a sentence a line, blank line between documents; "
-                      "or one token cache (data.py prepare)")
-    what.add_argument("--resume", default=None, help="checkpoint of a run that stopped, to go on")
-    two.add_argument("--backbone", help=f"a name or a backbone file; default: {PUBLISHED}")
-    two.add_argument("--size", choices=SIZES, help=f"of the model; default: {USUAL['size']}")
-    two.add_argument("--vocab", type=data.number(int, 1, 10**7),
-                     help="sentencepiece vocabulary; default: toy 600, mini 8,000, else 30,000")
+    parser = commands.add_parser("pretrain", help="MLM + NSP pre-training; writes a checkpoint, its records and curve",
+                                 argument_default=argparse.SUPPRESS)  # so that --resume sees what was given
+    source, add = parser.add_mutually_exclusive_group(required=True), parser.add_argument
+    source.add_argument("--corpus", nargs="+", help="text, .gz or .xz: a sentence a line, blank line between "
+                        "documents; or one token cache (data.py prepare)")
+    source.add_argument("--resume", default=None, help="checkpoint of a run that stopped, to go on")
+    add("--backbone", help=f"a name or a backbone file; default: {PUBLISHED}")
+    add("--size", choices=SIZES, help=f"of the model; default: {USUAL['size']}")
+    add("--vocab", type=data.number(int, 1, 10**7),
+        help=f"sentencepiece vocabulary; default: toy {data.TOY_VOCAB}, mini 8,000, else 30,000")
     for name, least in (("steps", 1), ("batch", 1), ("n", 5), ("lr", 0), ("seed", 0), ("accumulate", 1)):
         kind = data.number(float if name == "lr" else int, least, data.SEEDS)
         values = {size: f"{getattr(preset, name):,}" for size, preset in PRETRAIN.items()}
         usual = ", ".join(f"{size} {value}" for size, value in values.items())
         usual = usual if len(set(values.values())) > 1 else values["toy"]
         more = "pieces a process takes a batch in, to save memory; " if name == "accumulate" else ""
-        two.add_argument(f"--{name}", type=kind, help=f"{more}default: {usual}")
+        add(f"--{name}", type=kind, help=f"{more}default: {usual}")
     for name, what in (("save", "the checkpoint and curve are written; default: a tenth of all, 100 to 2,000"),
                        ("eval", "held-out loss is measured; default: a twentieth of all, at least 100")):
-        two.add_argument(f"--{name}-every", type=data.number(int, 1, data.SEEDS), help=f"steps after which {what}")
-    two.add_argument("--precision", choices=("auto", "fp32", "medium", "bf16"),
-                     help="default: auto, bf16 (autocast) on CUDA and fp32 on CPU; medium: fp32, products may be bf16")
-    two.add_argument("--init", help="checkpoint to start from with its backbone and tokenizer (see supernet.py --run)")
-    two.add_argument("--fast", choices=("auto", "always", "never"),
-                     help="fused attention and conv1d: where measured faster (auto), always, or the plain definitions")
-    two.add_argument("--checkpointing", action="store_true", help="less memory, more time: keep only layers' inputs")
-    two.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    two.add_argument("--compile", action="store_true", default=False, help="torch.compile")
-    two.add_argument("--out", help=f"the checkpoint; default: {USUAL['out']}")
-    two.add_argument("--overwrite", action="store_true", help="replace the files of --out")
-    two.set_defaults(run=train)
+        add(f"--{name}-every", type=data.number(int, 1, data.SEEDS), help=f"steps after which {what}")
+    add("--precision", choices=("auto", *PRECISIONS),
+        help="default: auto, bf16 (autocast) on CUDA and fp32 on CPU; medium: fp32, products may be bf16")
+    add("--init", help="checkpoint to start from with its backbone and tokenizer (see supernet.py --run)")
+    add("--fast", choices=FAST,
+        help="fused attention and conv1d: where measured faster (auto), always, or the plain definitions")
+    add("--checkpointing", action="store_true", help="less memory, more time: keep only layers' inputs")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--compile", action="store_true", default=False, help="torch.compile")
+    add("--out", help=f"the checkpoint; default: {USUAL['out']}")
+    add("--overwrite", action="store_true", help="replace the files of --out")
 
 
 def add_bench(commands):
     """The options of `bench`."""
-    five = commands.add_parser("bench", help="speed and memory of training steps and inference, beside a peer's",
-                               description="Measure training steps and inference in turns in one process. `to peer's "
-                               "fp32`: median and quartiles over turns of how many times as fast as the peer's in "
-                               "fp32; `same`: in the same precision; `to bert`: as our own bert in the same precision.")
-    five.add_argument("--size", nargs="+", choices=BENCH, default=["mini", "small"],
-                      help="with shapes of the bench's own, which it prints")
-    five.add_argument("--what", nargs="+", choices=("train", "infer"), default=["train", "infer"],
-                      help="training steps, and the encoder alone")
-    five.add_argument("--backbone", nargs="+", default=["bert", "autobert-zero"], help="names or backbone files")
-    five.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="as for pretrain")
-    five.add_argument("--n", type=data.number(int, 8, 10**5), help="tokens a sequence; default: 64 (mini), 128")
-    five.add_argument("--batch", type=data.number(int, 1, 10**6), help="default: 32 (mini), 16, 8; inference 32")
-    five.add_argument("--turns", type=data.number(int, 1, 10**5), default=5, help="of each, after two to warm up")
-    five.add_argument("--peer", help="a package with a BertForPreTraining to race with, such as transformers")
-    five.add_argument("--fast", choices=("auto", "always", "never"), default="auto", help="as for pretrain")
-    five.add_argument("--threads", type=data.number(int, 1, 1024), help="of the CPU; default: torch's")
-    five.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    five.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="of the random batch")
-    five.add_argument("--out", help="write the table as TSV, too")
-    five.set_defaults(run=bench)
+    add = commands.add_parser("bench", help="speed and memory of training steps and inference, beside a peer's",
+                              description="Measure training steps and inference in turns in one process. `to peer's "
+                              "fp32`: median and quartiles over turns of how many times as fast as the peer's in fp32; "
+                              "`same`: in the same precision; `to bert`: as our own bert in the same precision."
+                              ).add_argument
+    add("--size", nargs="+", choices=BENCH, default=["mini", "small"],
+        help="with shapes of the bench's own, which it prints")
+    add("--what", nargs="+", choices=("train", "infer"), default=["train", "infer"],
+        help="training steps, and the encoder alone")
+    add("--backbone", nargs="+", default=["bert", "autobert-zero"], help="names or backbone files")
+    add("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="as for pretrain")
+    add("--n", type=data.number(int, 8, 10**5), help="tokens a sequence; default: 64 (mini), 128")
+    add("--batch", type=data.number(int, 1, 10**6), help="default: 32 (mini), 16, 8; inference 32")
+    add("--turns", type=data.number(int, 1, 10**5), default=5, help="of each, after two to warm up")
+    add("--peer", help="a package with a BertForPreTraining to race with, such as transformers")
+    add("--fast", choices=FAST, default="auto", help="as for pretrain")
+    add("--threads", type=data.number(int, 1, 1024), help="of the CPU; default: torch's")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="of the random batch")
+    add("--out", help="write the table as TSV, too")
 
 
 def add_analyse(commands):
     """The options of `analyse`."""
-    six = commands.add_parser("analyse", help="token uniformity (Fig. 5), cost (Table 7), ablations (Table 5), "
-                              "Kendall's tau (Fig. 8)")
-    kinds = six.add_subparsers(dest="analysis", required=True)
-    one = kinds.add_parser("uniformity", help="how alike tokens are behind each layer", description="Of checkpoints, "
-                           "or of backbones trained for it with one budget and seed; on pairs of held-out documents.")
-    one.add_argument("--checkpoint", nargs="+", help="what pretrain or a search wrote; without it train:")
-    one.add_argument("--backbone", nargs="+", help="names or backbone files; default: bert autobert-zero")
-    one.add_argument("--size", choices=SIZES, help=f"of the models to train, by its preset; default: {USUAL['size']}")
-    one.add_argument("--steps", type=data.number(int, 1, data.SEEDS), help="of training; default: the preset's")
-    one.add_argument("--corpus", nargs="+", help="text files or one token cache; default: the toy corpus")
-    one.add_argument("--rows", type=data.number(int, 1, 10**6), default=256, help="pairs to measure on")
-    one.add_argument("--n", type=data.number(int, 5, 10**5), help="tokens a pair; default: as in training")
-    one.set_defaults(run=analyse_uniformity)
-    two = kinds.add_parser("cost", help="parameters, FLOPs, time and memory beside bert's", description="Ratios of "
-                           "time are medians over turns, in each of which all backbones run.")
-    two.add_argument("--size", choices=SIZES, default="mini", help="of the models, with random weights")
-    two.add_argument("--backbone", nargs="+", default=list(BACKBONES), help="names or backbone files")
-    two.add_argument("--n", type=data.number(int, 8, 10**5), help="tokens a sequence; default: the size's preset's")
-    two.add_argument("--batch", type=data.number(int, 1, 10**6), default=16, help="sequences at once")
-    two.add_argument("--turns", type=data.number(int, 1, 10**5), default=5, help="of each, after two to warm up")
-    two.set_defaults(run=analyse_cost)
+    kinds = commands.add_parser("analyse", help="token uniformity (Fig. 5), cost (Table 7), ablations (Table 5), "
+                                "Kendall's tau (Fig. 8)").add_subparsers(dest="analysis", required=True)
+    add = of_uniformity = kinds.add_parser(
+        "uniformity", help="how alike tokens are behind each layer", description="Of checkpoints, or of backbones "
+        "trained for it with one budget and seed; on pairs of held-out documents.").add_argument
+    add("--checkpoint", nargs="+", help="what pretrain or a search wrote; without it train:")
+    add("--backbone", nargs="+", help="names or backbone files; default: bert autobert-zero")
+    add("--size", choices=SIZES, help=f"of the models to train, by its preset; default: {USUAL['size']}")
+    add("--steps", type=data.number(int, 1, data.SEEDS), help="of training; default: the preset's")
+    add("--corpus", nargs="+", help="text files or one token cache; default: the toy corpus")
+    add("--rows", type=data.number(int, 1, 10**6), default=256, help="pairs to measure on")
+    add("--n", type=data.number(int, 5, 10**5), help="tokens a pair; default: as in training")
+    add = of_cost = kinds.add_parser(
+        "cost", help="parameters, FLOPs, time and memory beside bert's", description="Ratios of time are medians over "
+        "turns, in each of which all backbones run.").add_argument
+    add("--size", choices=SIZES, default="mini", help="of the models, with random weights")
+    add("--backbone", nargs="+", default=list(BACKBONES), help="names or backbone files")
+    add("--n", type=data.number(int, 8, 10**5), help="tokens a sequence; default: the size's preset's")
+    add("--batch", type=data.number(int, 1, 10**6), default=16, help="sequences at once")
+    add("--turns", type=data.number(int, 1, 10**5), default=5, help="of each, after two to warm up")
+    for add in (of_uniformity, of_cost):
+        add("--precision", choices=PRECISIONS, default="fp32", help="as for pretrain")
+        add("--device", default="auto", help="auto, cpu or cuda")
+        add("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="of everything random")
+        add("--out", help="a folder for the numbers (.tsv) and the pictures (.svg)")
     kinds.add_parser("ablations", help="att-only, conv-only and others, trained alike: opnas.py ablations RUN")
     kinds.add_parser("kendall", help="search scores beside those of full training: opnas.py sharing RUN")
-    for kind in (one, two):
-        kind.add_argument("--precision", choices=PRECISIONS, default="fp32", help="as for pretrain")
-        kind.add_argument("--device", default="auto", help="auto, cpu or cuda")
-        kind.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="of everything random")
-        kind.add_argument("--out", help="a folder for the numbers (.tsv) and the pictures (.svg)")
 
 
 def main(argv=None):
@@ -1810,30 +1830,28 @@ def main(argv=None):
         os.execv(sys.executable, [sys.executable, str(script), ABOVE[argv[1]], *argv[2:]])
     parser = data.Parser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("summary", help="parameters and FLOPs of backbones")
-    one.add_argument("--size", nargs="+", choices=SIZES, default=["small", "base", "large"])
-    one.add_argument("--backbone", nargs="+", default=list(BACKBONES), help="names or backbone files")
-    one.add_argument("--vocab", type=data.number(int, 1, 10**7), help="default: 30,522, BERT's; toy 400")
-    one.add_argument("--n", type=data.number(int, 1, 10**7), default=128, help="tokens a sequence")
-    one.set_defaults(run=summary)
-    three = commands.add_parser("export", help="weights, settings and reference vectors for a port")
-    three.add_argument("--checkpoint", help="what pretrain or a search wrote; without it random weights of:")
-    three.add_argument("--backbone", default="autobert-zero", help="a name or a backbone file")
-    three.add_argument("--size", choices=SIZES, default="toy", help="of the model with random weights")
-    three.add_argument("--vocab", type=data.number(int, 6, 10**7), help="default: the size's")
-    three.add_argument("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="of weights and test inputs")
-    three.add_argument("--out", default="export", help="a new folder")
-    three.set_defaults(run=export)
-    four = commands.add_parser("draw", help="a backbone, or losses of pre-trainings, as an SVG picture")
-    four.add_argument("--backbone", default="autobert-zero", help="a name or a backbone file")
-    four.add_argument("--records", nargs="+", help=".tsv files of pretrain: held-out losses in one picture instead")
-    four.add_argument("--out", default="backbone.svg", help="the picture")
-    four.set_defaults(run=draw)
+    add = commands.add_parser("summary", help="parameters and FLOPs of backbones").add_argument
+    add("--size", nargs="+", choices=SIZES, default=["small", "base", "large"])
+    add("--backbone", nargs="+", default=list(BACKBONES), help="names or backbone files")
+    add("--vocab", type=data.number(int, 1, 10**7), help=f"default: 30,522, BERT's; toy {data.TOY_VOCAB}")
+    add("--n", type=data.number(int, 1, 10**7), default=128, help="tokens a sequence")
+    add = commands.add_parser("export", help="weights, settings and reference vectors for a port").add_argument
+    add("--checkpoint", help="what pretrain or a search wrote; without it random weights of:")
+    add("--backbone", default=PUBLISHED, help="a name or a backbone file")
+    add("--size", choices=SIZES, default="toy", help="of the model with random weights")
+    add("--vocab", type=data.number(int, 6, 10**7), help="default: the size's")
+    add("--seed", type=data.number(int, 0, data.SEEDS), default=0, help="of weights and test inputs")
+    add("--out", default="export", help="a new folder")
+    add = commands.add_parser("draw", help="a backbone, or losses of pre-trainings, as an SVG picture").add_argument
+    add("--backbone", default=PUBLISHED, help="a name or a backbone file")
+    add("--records", nargs="+", help=".tsv files of pretrain: held-out losses in one picture instead")
+    add("--out", default="backbone.svg", help="the picture")
     add_pretrain(commands)
     add_bench(commands)
     add_analyse(commands)
     args = parser.parse_args(argv)
-    args.run(args)
+    {"summary": summary, "export": export, "draw": draw, "pretrain": train, "bench": bench,
+     "uniformity": analyse_uniformity, "cost": analyse_cost}[getattr(args, "analysis", args.command)](args)
 
 
 if __name__ == "__main__":

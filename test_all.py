@@ -1099,7 +1099,7 @@ def test_the_loss_is_what_numpy_computes(backbone):
     genes = autobert.load_backbone(backbone, 4)
     with autobert.seeded(3):
         model = autobert.Pretraining(config, genes).eval()
-    batch = autobert.OneBatch(config, 33, 6, 1).arrays
+    batch = autobert.one_batch(config, 33, 6, 1)
     weights = {name: array.astype(np.float64) for name, array in autobert.folded(model).items()}
     mlm, nsp = [], []
     for row in range(6):
@@ -1216,6 +1216,8 @@ def test_a_charts_line_runs_through_its_points():
     logarithmic = autobert.chart("t", "x", "y", {"a": ([1, 10, 100], [0, 1, 0])}, log=True)
     assert " 392.0,72.9 " in logarithmic  # 10 is half way from 1 to 100
     assert all(f">{x}</text>" in logarithmic for x in (1, 10, 100))
+    scores = autobert.chart("t", "x", "y", {"none": ((), ())}, [(0.2, 0.5, "s0", ""), (0.7, 0.9, "s0", "")])
+    assert all(f'anchor="middle">{x}</text>' in scores for x in (0.2, 0.4, 0.6))  # of whole steps there is none
 
 
 @pytest.mark.parametrize("series", [
@@ -2736,7 +2738,7 @@ def test_the_bench_races_with_a_peer_and_says_what_it_takes(tmp_path, capsys, mo
     assert {(row["what"], row["model"], row["precision"]) for row in table} == {
         (what, model, precision) for what in ("train", "infer") for model in ("a_peer", "bert", "autobert-zero")
         for precision in ("fp32", "medium", "bf16")}
-    config = autobert.BENCH["mini"][0]
+    config = autobert.BENCH["mini"].config
     weights = 4 * sum(p.numel() for p in autobert.Pretraining(config, autobert.load_backbone("bert", 4)).parameters())
     for row in table:
         ms, rate = float(row["ms"]), float(row["tokens_per_s"])
@@ -2767,9 +2769,9 @@ def test_the_bench_needs_no_peer(capsys):
 
 
 def test_a_peers_turn_is_set_against_the_same_turn_of_ours():
-    times = {("us", "fp32"): [1.0, 2.0, 4.0], ("peer", "fp32"): [3.0, 4.0, 20.0]}
-    assert list(autobert.compared(times, ("us", "fp32"), ("peer", "fp32"))) == [2.5, 3.0, 4.0]  # of 3, 2, 5
-    assert autobert.compared(times, ("us", "fp32"), (None, "fp32")) is None
+    ours, theirs = (autobert.Contender(None, 0, 0, times) for times in ([1.0, 2.0, 4.0], [3.0, 4.0, 20.0]))
+    assert list(autobert.compared(ours, theirs)) == [3.0, 2.5, 4.0]  # of 3, 2, 5
+    assert np.isnan(autobert.compared(ours, None)).all()
 
 
 def test_memory_is_kept_inside_and_only_inside():
@@ -2897,10 +2899,10 @@ def test_a_broken_training_is_one_clear_error(toy, monkeypatch):
 
 def test_costs_stand_beside_berts(tmp_path, capsys, monkeypatch):
     """Here bert is made to take three times the time and memory of autobert-zero."""
-    monkeypatch.setattr(autobert, "clock", lambda turn, device: turn)
-    monkeypatch.setattr(autobert, "peak_memory", lambda turn, model, training, device: 1e6 * turn)
+    monkeypatch.setattr(autobert, "clock", lambda turn, device: turn())
+    monkeypatch.setattr(autobert, "peak_memory", lambda turn, model, training, device: 1e6 * turn())
 
-    def pretended(what, config, backbone, batches, steps, device):
+    def pretended(what, s, backbone, arrays, device):
         size = {"infer": 1, "train": 4}[what] * (3 if "conv" not in backbone[0] else 1)
         return None, lambda precision: size
     monkeypatch.setattr(autobert, "our_turns", pretended)
@@ -3124,7 +3126,7 @@ def test_held_out_losses_of_several_runs_are_one_picture(pretrained, tmp_path, m
     autobert.main(["draw", "--records", "one/model.tsv", "two/model.tsv", "--out", "both.svg"])
     picture = Path("both.svg").read_text()
     assert picture.count('<path class="line s0"') == picture.count('<path class="line s1"') == 2  # legend and line
-    assert "one/model.tsv" in picture and "two/model.tsv" in picture
+    assert "one/model.tsv" in picture and "two/model.tsv" in picture  # by their stems they could not be told apart
     Path("other.tsv").write_text(table.replace("held_mlm", "mlm_held"))
     Path("none.tsv").write_text(table.splitlines()[0] + "\n²\t1\t1\t1\t1\t1\t1\t1\t1\t1\n")
     for path, out, says in (("one/model.tsv", "one/model.tsv", "one of the records"), ("none.tsv", "x", "no held-out"),
