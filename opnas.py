@@ -585,8 +585,8 @@ class Team:
     job changes nothing, so the results are the same for any number of them.
     """
 
-    def __init__(self, workers, device, argv):
-        """Starts workers - 1 followers with the same command line, or takes the place that torchrun gave."""
+    def __init__(self, workers, device):
+        """Starts workers - 1 followers, or takes the place that torchrun gave."""
         self.folder, self.device, self.batch, self.processes, self.memory = None, device, 0, [], {}
         torch.set_num_threads(1)  # each, so that the result is the same for any number of processes
         self.store, self.size = None, int(os.environ["WORLD_SIZE"]) if launched() else workers
@@ -597,7 +597,7 @@ class Team:
             for rank in map(str, range(1, workers)):
                 env = {**os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(workers), STARTED_HERE: "1",
                        "TORCH_CPP_LOG_LEVEL": "ERROR"}
-                self.processes.append(subprocess.Popen([sys.executable, os.path.abspath(__file__), *argv], env=env,
+                self.processes.append(subprocess.Popen([sys.executable, os.path.abspath(__file__)], env=env,
                                                        stdin=subprocess.PIPE, start_new_session=True))
 
     def open(self, folder):
@@ -1547,7 +1547,7 @@ def recorded(path):
     return points, statistics.median_low(warm or [steps for start, steps in first if start == "warm"])
 
 
-def sharing(folder, team, flags):
+def sharing(folder, out, team, flags):
     """Train new architectures from a finished run's super-net and from scratch: points, summary and chart."""
     start = time.time()
     if not (folder / "best.json").exists() or not (folder / "supernet.pt").exists():
@@ -1567,7 +1567,6 @@ def sharing(folder, team, flags):
     todo = [Point(kind, number, *way, backbone=backbone)
             for kind, number, backbone in newcomers(run.known, counts, flags.seed)
             for way in (least if kind == "collapsed" else ways)]
-    out = made_folder(flags.out or folder / "sharing")
     points = measure(out / "points.tsv", todo, team, lambda p: ("point", p.backbone, p.start, p.steps, flags.seed),
                      ("mlm", "score", "learned", "seconds"))
     print(f"\n{conclude(points, s.steps, out)}\n\n{out}: done in {time.time() - start:.0f}s")
@@ -1834,13 +1833,11 @@ def ablations(backbones, out, team, flags):
 # ---- Command line ----
 
 
-def made_folder(out):
-    """The path of --out, made if it is not there yet."""
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {str(out)!r}: {error.strerror}") from None
-    return Path(out)
+def out_folder(out):
+    """The path of --out, a folder that is there or can be made; UserError if not."""
+    out = Path(os.path.abspath(out))
+    data.check_out(out, folder=True)
+    return out
 
 
 def add_machine_flags(parser):
@@ -1875,26 +1872,29 @@ def given_settings(args, **defaults):
 
 
 @contextlib.contextmanager
-def at_work(args, argv):
-    """The Team of a command; ends whatever stops it in one line that says how to go on."""
+def at_work(args, run=None):
+    """The Team of a command; ends whatever stops it in one line that says how to go on: with run, or as it began."""
+    again = f"{'torchrun ..' if launched() else 'python'} opnas.py resume {shlex.quote(str(run))}" if run else \
+        "the same command"
     device = autobert.find_device(args.device).type
     if args.workers and launched():
         raise UserError(f"--workers {args.workers}: torchrun has already started its processes; leave it out")
     workers = args.workers or (torch.cuda.device_count() if device == "cuda" else CORES)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both stop the run in the same clean way
     try:
-        with Team(workers, device, argv) as team:
+        with Team(workers, device) as team:
             yield team
     except KeyboardInterrupt:
-        begun = "resume" not in args.again or os.path.exists(shlex.split(args.again)[-1])
-        raise UserError(f"interrupted; go on with: {args.again}" if begun else "interrupted before it began") from None
+        begun = not run or run.exists()
+        raise UserError(f"interrupted; go on with: {again}" if begun else "interrupted before it began") from None
     except (WorkerDied, torch.distributed.DistError) as error:
         why = f" ({' '.join(str(error).split())[:100]})" if str(error) else ""
-        raise UserError(f"a worker died, out of memory?{why}; go on with: {args.again}") from None
+        raise UserError(f"a worker died, out of memory?{why}; go on with: {again}") from None
 
 
 def locked(folder):
-    """No second process works on a run's folder while this context lasts."""
+    """No second process works on a folder, made if it is not there, while this context lasts."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "lock").touch()
     return data.lock(folder / "lock")
 
@@ -1918,8 +1918,7 @@ def main_search(argv, resumed=False):
     else:
         settings = given_settings(args)
         out = free_folder(args.out, args.overwrite)
-    args.again = f"{'torchrun ..' if launched() else 'python'} opnas.py resume {shlex.quote(str(out))}"
-    with at_work(args, ["resume", *argv] if resumed else argv) as team:
+    with at_work(args, out) as team:
         if not resumed:
             with locked(out) if out.exists() else contextlib.nullcontext():  # --overwrite
                 prepare(out, settings, args.corpus, args.glue)
@@ -1965,12 +1964,11 @@ def main_compare(argv):
     args = parser.parse_args(argv)
     arms = (args.arms or ("op-nas,literal,ea+ws,ea-copy,op-nas-copy,random" if args.landscapes else
                           "op-nas,ea+ws,random+ws,random")).split(",")
-    base, out = args.base or ("ea+ws" if "ea+ws" in arms else arms[0]), Path(os.path.abspath(
-        args.out or ("runs/landscapes" if args.landscapes else "runs/compare")))
+    base = args.base or ("ea+ws" if "ea+ws" in arms else arms[0])
+    out = out_folder(args.out or ("runs/landscapes" if args.landscapes else "runs/compare"))
     check_comparison(args, arms, base, out)
     settings = given_settings(args, **dict(population=50, parents=5, children=5, rounds=4) if args.landscapes else {})
     fresh = not out.exists()
-    made_folder(out)
     if args.landscapes:
         pairs = args.seeds or 60
         curves, extra = on_landscapes(arms, settings, pairs, args.layers, args.noise), {}
@@ -1978,12 +1976,11 @@ def main_compare(argv):
             extra[f"final, {family}"] = {arm: {k: c[-1] for k, c in runs.items() if k.endswith(" " + family)}
                                          for arm, runs in curves.items()}
     else:
-        args.again = "the same command"
         try:
-            with at_work(args, ["compare", *argv]) as team, locked(out):
+            with at_work(args) as team, locked(out):
                 curves, extra = on_the_task(arms, settings, args.seeds or 5, out, team, args)
         finally:
-            if fresh and os.listdir(out) == ["lock"]:  # nothing was begun
+            if fresh and list(out.glob("*")) == [out / "lock"]:  # nothing was begun
                 shutil.rmtree(out)
     titles = (("Search strategies on synthetic landscapes", "true fitness of the best") if args.landscapes else
               ("Search strategies", "best score"))
@@ -2017,13 +2014,13 @@ def main_sharing(argv):
     if bool(args.run) == bool(args.points):
         raise UserError("expected either RUN, the folder of a finished search, or --points FILE")
     if args.points:
-        print(conclude(*recorded(Path(args.points)), made_folder(args.out or Path(args.points).parent)))
+        print(conclude(*recorded(Path(args.points)), out_folder(args.out or Path(args.points).parent)))
         return
-    folder, args.again = Path(os.path.abspath(args.run)), "the same command"
+    folder = Path(os.path.abspath(args.run))
     read_settings(folder)
-    data.check_out(args.out or folder / "sharing", folder=True)
-    with at_work(args, ["sharing", *argv]) as team, locked(folder):
-        sharing(folder, team, args)
+    out = out_folder(args.out or folder / "sharing")
+    with at_work(args) as team, locked(folder):
+        sharing(folder, out, team, args)
 
 
 def main_ablations(argv):
@@ -2040,13 +2037,13 @@ def main_ablations(argv):
     parser.add_argument("--out", help="folder of points.tsv, summary.txt, ablations.svg; default: RUN/ablations")
     add_machine_flags(parser)
     args = parser.parse_args(argv)
-    folder, args.again = Path(os.path.abspath(args.run)), "the same command"
+    folder = Path(os.path.abspath(args.run))
     s = read_settings(folder)["settings"]
     backbones = contenders(folder, args.backbones, args.base, autobert.SIZES[s.size].layers)
     first = s.seed if args.seed is None else args.seed
     args.seeds = range(first, first + args.seeds)
-    out = made_folder(args.out or folder / "ablations")
-    with at_work(args, ["ablations", *argv]) as team, locked(out):
+    out = out_folder(args.out or folder / "ablations")
+    with at_work(args) as team, locked(out):
         team.open(folder)
         ablations(backbones, out, team, args)
 
