@@ -60,8 +60,6 @@ from autobert import KERNELS, Diverged, kernel_of
 from data import UserError
 from supernet import SuperNet, write_back
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
 
 # ---- Settings ----
 
@@ -210,6 +208,11 @@ class OperationPriority:
             self.drawn[place] = {i: w / sum(weight.values()) for i, w in weight.items()}
         return self.drawn[place]
 
+    def draw(self, place, rng):
+        """An op or kernel by p."""
+        p = self.p(place)
+        return rng.choices(list(p), list(p.values()))[0]
+
     def spread(self):
         """Standard deviation of the scores in M."""
         return statistics.pstdev(self.scores) if self.scores else 0.0
@@ -239,10 +242,6 @@ def observe(tables, candidates):
 def best_of(candidates, k):
     """The K best Candidates of all that have a score (l.4)."""
     return sorted((c for c in candidates if c.score is not None), key=lambda c: (-c.score, c.number))[:k]
-
-
-def _draw(rng, p):
-    return rng.choices(list(p), list(p.values()))[0]
 
 
 # ---- Mutation (Alg. 1 l.6 and l.7) ----
@@ -276,7 +275,7 @@ def mutate_inter(backbone, tables, rng, counts, copy=False):
     if kernel_of(backbone[layer]):
         gene = rng.choice(others) if copy and others else grow(tables, rng, counts)
     else:
-        gene = f"conv {_draw(rng, tables.p(('layer', layer)))}"
+        gene = f"conv {tables.draw(('layer', layer), rng)}"
     return (*backbone[:layer], gene, *backbone[layer + 1:])
 
 
@@ -295,7 +294,7 @@ def mutate_dag(dag, tables, rng):
         return [instead if a == slot and instead is not None else a + by * (a >= slot) for a in args]
 
     if edit == "insert":
-        op = _draw(rng, tables.p(min(t, len(dag) - 1)))  # a path of length k draws from the first k tables only
+        op = tables.draw(min(t, len(dag) - 1), rng)  # a path of length k draws from the first k tables only
         args = [rng.randrange(slot), rng.randrange(slot)]
         later = [[name, *moved(old, 1)] for name, *old in dag[t:]]
         if later:  # the node that stood here reads the new one in place of an operand
@@ -308,7 +307,7 @@ def mutate_dag(dag, tables, rng):
         heir = rng.choice(args)
         return (*dag[:t], *((name, *moved(old, -1, heir)) for name, *old in dag[t + 1:]))
     if edit == "replace":
-        op = _draw(rng, tables.p(t))
+        op = tables.draw(t, rng)
         rng.shuffle(args)
         args = [*args, rng.randrange(slot)][:ops.OPS[op].arity]
     else:
@@ -320,7 +319,7 @@ def mutate_intra(backbone, tables, rng, counts):
     """MutationIntraLayer (l.7) of a uniformly chosen layer: a new kernel, or an edit of its path. None if illegal."""
     layer = rng.randrange(len(backbone))
     if kernel_of(backbone[layer]):
-        gene = f"conv {_draw(rng, tables.p(('layer', layer)))}"
+        gene = f"conv {tables.draw(('layer', layer), rng)}"
     else:
         dag = mutate_dag(ops.parse(backbone[layer]), tables, rng)
         dag = ops.canonical(dag) if dag else dag
@@ -367,6 +366,11 @@ class Candidate:
     seconds: float = 0.0
     overhead: float = 0.0
     tasks: tuple = ()
+
+    def __str__(self):
+        number = "" if self.number is None else f"cand={self.number} "
+        score = f"rejected: {self.reason}" if self.score is None else f"score={self.score:.3f}"
+        return f"{number}round={self.round} parent={'-' if self.parent is None else self.parent} {score}"
 
 
 def evolve(settings, layers, fitness, probe=lambda candidate: None, note=lambda *_: None):
@@ -466,8 +470,7 @@ class Bench:
         all with dist, often give large and nearly constant outputs, and post-LN then wipes the tokens out: such a
         backbone hardly ever learns from scratch, however well the super-net's warm weights carry it in the search.
         """
-        with autobert.seeded(self.s.seed):
-            model = autobert.Pretraining(self.config, backbone).to(self.device).eval()
+        model = self.initial(backbone, True, self.s.seed).to(self.device).eval()
         batch = autobert.to_device(self.probed, self.device)
         loss, _ = model(batch)
         loss.backward()
@@ -481,7 +484,7 @@ class Bench:
         varying = ((x - mean) * real).square().sum() / (x * real).square().sum()  # |X - mean over tokens|² / |X|²
         return "collapsed" if varying < self.s.collapse else None
 
-    def train(self, model, steps, offset=0, seed=0):
+    def train(self, model, steps, offset, seed):
         """Pre-train; the held-out MLM loss after it."""
         s = self.s
         settings = autobert.PretrainSettings(steps, s.batch, s.n, s.lr, s.warmup, s.beta2, seed=seed)
@@ -489,10 +492,17 @@ class Bench:
         return autobert.held_out_loss(model, self.held_out, 4, self.device)["mlm"]
 
     def finetune(self, model, seed, tasks):
-        """((task, score in [0, 1]), ...)"""
-        results = {task: glue.finetune(model.encoder, task, train, dev, self.tuning, seed, self.device)
-                   for task, (train, dev) in tasks.items()}
-        return tuple((task, glue.unit_score(result["score"])) for task, result in results.items())
+        """The scores in [0, 1], in the order of the tasks."""
+        return tuple(glue.unit_score(glue.finetune(model.encoder, task, *rows, self.tuning, seed, self.device)["score"])
+                     for task, rows in tasks.items())
+
+    def whole(self, model, steps, offset, seed, tasks):
+        """(mlm or None, scores) of pre-training and fine-tuning; if one of them diverges all scores are 0."""
+        mlm, scores = math.nan, (0.0,) * len(tasks)
+        with contextlib.suppress(Diverged):
+            mlm = self.train(model, steps, offset, seed)
+            scores = self.finetune(model, seed, tasks)
+        return mlm if math.isfinite(mlm) else None, scores
 
     def judge(self, candidate, steps, offset):
         """Alg. 1 l.8 and l.9: the candidate with score and tasks, or with the reason why it was rejected.
@@ -501,9 +511,8 @@ class Bench:
         fine-tuned ones, in children/NUMBER.pt.
         """
         start, s, kept = time.time(), self.s, self.folder / "children" / f"{candidate.number}.pt"
-        child, mlm, tasks, reason = self.initial(candidate.backbone, s.strategy == "random", s.seed), None, (), ""
-        ready = time.time()
-        saving = 0.0
+        child, mlm, scores, reason = self.initial(candidate.backbone, s.strategy == "random", s.seed), None, (), ""
+        overhead = time.time() - start
         try:
             mlm = self.train(child, steps, offset, s.seed)
             # at random search's budget hardly any backbone learns from scratch: only shared weights make it telling
@@ -513,13 +522,12 @@ class Bench:
                 before = time.time()
                 if s.strategy != "random":
                     autobert.save_tensors(kept, child.state_dict())
-                saving = time.time() - before
-                tasks = self.finetune(child, s.seed, self.tasks)
+                overhead += time.time() - before
+                scores = self.finetune(child, s.seed, self.tasks)
         except Diverged:
-            reason, tasks = "diverged", ()
-        score = statistics.fmean(score for _, score in tasks) if tasks else None
-        judged = replace(candidate, score=score, reason=reason, mlm=mlm, tasks=tasks, seconds=time.time() - start,
-                         overhead=ready - start + saving)
+            reason = "diverged"
+        judged = replace(candidate, score=statistics.fmean(scores) if scores else None, reason=reason, mlm=mlm,
+                         tasks=tuple(zip(self.tasks, scores)), seconds=time.time() - start, overhead=overhead)
         data.write_beside(kept.with_suffix(".tsv"), "\t".join(COLUMNS) + "\n" + to_row(judged) + "\n")
         return judged
 
@@ -529,15 +537,13 @@ class Bench:
         From scratch: random weights as in `final`, but on the warm ones' batches. The super-net's file is only read.
         """
         begun, offset = time.time(), autobert.load_tensors(self.folder / "supernet.pt", mapped=True)["offset"]
-        model = self.initial(tuple(backbone), start == "scratch", seed)
-        mlm, score = math.nan, 0.0
-        with contextlib.suppress(Diverged):
-            mlm = self.train(model, steps, offset, seed)
-            score = statistics.fmean(score for _, score in self.finetune(model, seed, self.tasks))
-        return mlm if math.isfinite(mlm) else None, score, mlm < self.unigram - self.s.least_gain, time.time() - begun
+        mlm, scores = self.whole(self.initial(backbone, start == "scratch", seed), steps, offset, seed, self.tasks)
+        learned = mlm is not None and mlm < self.unigram - self.s.least_gain
+        return mlm, statistics.fmean(scores), learned, time.time() - begun
 
     def initial(self, backbone, scratch, seed):
         """The model that a candidate's training starts from: with the super-net's weights, or random ones."""
+        backbone = tuple(backbone)  # a list, where it came as JSON
         if scratch:
             with autobert.seeded(seed):
                 return autobert.Pretraining(self.config, backbone)
@@ -548,22 +554,16 @@ class Bench:
     def final(self, backbone, steps, seed, kept=None):
         """(mlm or None, scores in the order of the tasks, seconds) of a full training from scratch.
 
-        A training that diverges scores 0 and has no mlm. kept: the file in the run's folder that gets the weights.
+        kept: the file in the run's folder that gets the weights.
         """
-        begun, model = time.time(), self.initial(tuple(backbone), True, seed)
-        mlm, scores = math.nan, (0.0,) * len(self.final_tasks)
-        with contextlib.suppress(Diverged):
-            mlm = self.train(model, steps, seed=seed)
-            scores = tuple(score for _, score in self.finetune(model, seed, self.final_tasks))
+        begun, model = time.time(), self.initial(backbone, True, seed)
+        mlm, scores = self.whole(model, steps, 0, seed, self.final_tasks)
         if kept:
             autobert.save_checkpoint(self.folder / kept, model, self.tokenizer)
-        return mlm if math.isfinite(mlm) else None, scores, time.time() - begun
+        return mlm, scores, time.time() - begun
 
 
 # ---- Many candidates at once ----
-
-_bench = None  # of this process
-
 
 STARTED_HERE = "AUTOBERT_STARTED_HERE"  # set for followers that --workers started, not torchrun
 
@@ -585,9 +585,9 @@ class Team:
     job changes nothing, so the results are the same for any number of them.
     """
 
-    def __init__(self, workers, device, argv):
-        """Starts workers - 1 followers with the same command line, or takes the place that torchrun gave."""
-        self.folder, self.device, self.batch, self.processes, self.memory = None, device, 0, [], {}
+    def __init__(self, workers, device):
+        """Starts workers - 1 followers, or takes the place that torchrun gave."""
+        self.bench, self.device, self.batch, self.processes, self.memory = None, device, 0, [], {}
         torch.set_num_threads(1)  # each, so that the result is the same for any number of processes
         self.store, self.size = None, int(os.environ["WORLD_SIZE"]) if launched() else workers
         if not launched() and workers > 1:
@@ -597,13 +597,12 @@ class Team:
             for rank in map(str, range(1, workers)):
                 env = {**os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(workers), STARTED_HERE: "1",
                        "TORCH_CPP_LOG_LEVEL": "ERROR"}
-                self.processes.append(subprocess.Popen([sys.executable, os.path.abspath(__file__), *argv], env=env,
+                self.processes.append(subprocess.Popen([sys.executable, os.path.abspath(__file__)], env=env,
                                                        stdin=subprocess.PIPE, start_new_session=True))
 
     def open(self, folder):
         """All jobs from here on are done with the Bench of this run."""
-        global _bench
-        self.folder, _bench = str(folder), Bench(folder, _own_device(self.device))
+        self.bench = Bench(folder, _own_device(self.device))
         if self.size > 1 and not self.store:
             self.store = _store(0, self.size)
 
@@ -611,10 +610,10 @@ class Team:
         """Yield the results of jobs (method of Bench, *arguments) in order, as they come."""
         jobs = list(jobs)
         if not self.store or not jobs:
-            yield from (_do(job) for job in jobs)
+            yield from (_do(self.bench, job) for job in jobs)
             return
         self.batch += 1
-        self.store.set(f"jobs {self.batch}", _pack((self.folder, self.device, jobs)))
+        self.store.set(f"jobs {self.batch}", _pack((str(self.bench.folder), self.device, jobs)))
         todo, results = _claims(self.store, self.batch, len(jobs)), {}
         for i in range(len(jobs)):
             while i not in results and not self.store.check([f"{self.batch}.{i}"]):
@@ -624,7 +623,7 @@ class Team:
                 if mine is None:
                     time.sleep(0.01)
                 else:
-                    results[mine] = _do(jobs[mine])
+                    results[mine] = _do(self.bench, jobs[mine])
             if i not in results:
                 rank, self.memory[rank], failed, results[i] = _unpack(self.store.get(f"{self.batch}.{i}"))
                 if failed:
@@ -660,10 +659,10 @@ def _own_device(kind):
     return kind
 
 
-def _do(job):
+def _do(bench, job):
     method, *arguments = job
     try:
-        return getattr(_bench, method)(*arguments)
+        return getattr(bench, method)(*arguments)
     except RuntimeError as error:  # so torch says that there is too little memory
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
             raise MemoryError from None
@@ -694,7 +693,6 @@ def memory_peak():
 
 def follow():
     """What a process of rank 1 or more does: jobs of rank 0, until it says that there are no more."""
-    global _bench
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is rank 0's to handle
     if STARTED_HERE in os.environ:  # rank 0 holds the other end of stdin; when it dies, however it dies, that closes
@@ -714,8 +712,8 @@ def follow():
                 failed, result = "", None
                 try:
                     if folder != told[0]:
-                        folder, _bench = told[0], Bench(told[0], _own_device(told[1]))
-                    result = _do(told[2][i])
+                        folder, bench = told[0], Bench(told[0], _own_device(told[1]))
+                    result = _do(bench, told[2][i])
                 except (UserError, OSError, MemoryError) as error:  # rank 0 says so, and ends the run
                     failed = str(error) or "out of memory; fewer --workers or a smaller --batch may help"
                 store.set(f"{batch}.{i}", _pack((rank, memory_peak(), failed, result)))
@@ -748,7 +746,7 @@ def from_row(line):
                      float(overhead), tuple((task, float(x)) for task, x in pairs))
 
 
-def free_folder(out, overwrite=False):
+def free_folder(out, overwrite):
     """The path of a new run: `out`, or the next free one of runs/001, runs/002, ..; UserError if it is taken."""
     runs = (Path("runs") / f"{i:03}" for i in range(1, 1000))
     path = Path(os.path.realpath(out or next(path for path in runs if not path.exists())))
@@ -759,10 +757,10 @@ def free_folder(out, overwrite=False):
     return path
 
 
-def prepare(out, settings, corpus=None, root=None):
+def prepare(out, settings, corpus, root):
     """Make a run's folder with settings, data and tokenizer; it appears whole or not at all, in place of what is there.
 
-    corpus, root: text files and GLUE folder, or neither for the toy language.
+    corpus, root: text files and GLUE folder, or None, None for the toy language.
     """
     source = sources(corpus, root)
     corpus, root, toy = source.values()
@@ -833,8 +831,7 @@ def append_row(path, columns, row):
             content = file.seek(0) or file.read()
             file.truncate(content.rfind(b"\n") + 1)
             file.write(("" if content else "\t".join(columns) + "\n").encode() + row.encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        data.sync(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
@@ -854,7 +851,8 @@ class Run:
 
     def __init__(self, folder, team):
         self.folder, self.team, self.log = Path(folder), team, Path(folder) / "candidates.tsv"
-        self.known, self.waited = read_log(self.log), 0.0
+        self.s = team.bench.s
+        self.known = read_log(self.log)
         (self.folder / "children").mkdir(exist_ok=True)
         for path in self.folder.glob("**/.*.tmp"):  # a kill in the middle of a write
             if path.is_file():
@@ -865,7 +863,7 @@ class Run:
         if not (self.folder / "supernet.pt").exists():
             if self.known:
                 raise UserError(f"{self.folder / 'supernet.pt'} is missing, and {self.log} is not empty; expected both")
-            self.save(self.new_net(_bench.s.seed), generation=0, offset=0, warm=False)
+            self.save(self.new_net(self.s.seed), generation=0, offset=0, warm=False)
         self.saved, self.generation = autobert.load_tensors(self.folder / "supernet.pt"), 0
         with torch.device("meta"):
             shapes = {name: slot.shape for name, slot in self.new_net().slots.items()}
@@ -876,12 +874,12 @@ class Run:
                           (("slots", dict), ("generation", int), ("offset", int), ("warm", bool))}
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise UserError(f"{self.folder / 'supernet.pt'}: not this run's super-net ({error})") from None
-        self.net = SuperNet(_bench.config, slots=self.saved["slots"])
+        self.net = SuperNet(self.team.bench.config, slots=self.saved["slots"])
+        self.begun, self.waited = time.time(), 0.0  # and how long of that for candidates
 
-    @staticmethod
-    def new_net(seed=0):
+    def new_net(self, seed=0):
         """A super-net of this run's size."""
-        return SuperNet(_bench.config, seed, transforms=_bench.s.transforms == "on")
+        return SuperNet(self.team.bench.config, seed, transforms=self.s.transforms == "on")
 
     def save(self, net, **state):
         """The snapshot with the generations it has absorbed, the text batches they used, and whether anyone wrote."""
@@ -896,7 +894,7 @@ class Run:
         if candidate.backbone in self.known:
             known = self.known[candidate.backbone]
             return known.reason if known.number is None else None
-        reason = _bench.probe(candidate.backbone)
+        reason = self.team.bench.probe(candidate.backbone)
         if reason:
             self.write(replace(candidate, number=None, reason=reason))
         return reason
@@ -921,9 +919,9 @@ class Run:
         self.generation += 1
         if self.generation > self.saved["generation"]:
             good = [c for c in judged if c.score is not None]
-            if _bench.s.strategy != "random":
+            if self.s.strategy != "random":
                 load = lambda c: autobert.load_tensors(self.folder / "children" / f"{c.number}.pt")  # noqa: E731
-                write_back(self.net, [(c.score, functools.partial(load, c)) for c in good], _bench.s.write_back)
+                write_back(self.net, [(c.score, functools.partial(load, c)) for c in good], self.s.write_back)
             self.save(self.net, generation=self.generation, offset=self.saved["offset"] + steps,
                       warm=self.saved["warm"] or bool(good))
             for path in (self.folder / "children").glob("*.*"):
@@ -932,7 +930,7 @@ class Run:
 
     def lost(self, c):
         """Whether a judged candidate's weights are still to be written back, but not there."""
-        pending = self.generation >= self.saved["generation"] and c.score is not None and _bench.s.strategy != "random"
+        pending = self.generation >= self.saved["generation"] and c.score is not None and self.s.strategy != "random"
         return pending and not (self.folder / "children" / f"{c.number}.pt").exists()
 
     def steps(self):
@@ -941,7 +939,7 @@ class Run:
         CHOICE: children of an untrained super-net train longer, or none would be told from one that learns nothing.
         CHOICE: random search from scratch takes as many steps in all as the others, the same for every candidate.
         """
-        s = _bench.s
+        s = self.s
         if s.strategy == "random":
             size = s.parents * s.children
             total = s.population + s.rounds * size
@@ -960,7 +958,7 @@ class Progress:
     """Prints one line a candidate and one a round."""
 
     def __init__(self):
-        self.best, self.rejected, self.judged = None, 0, {}
+        self.best, self.rejected, self.judged = 0.0, 0, {}
 
     def __call__(self, event, what, tables):
         perplexity, counted = tables.perplexity()
@@ -973,23 +971,17 @@ class Progress:
         self.rejected += what.score is None
         if event == "rejected":
             return
-        if what.score is not None and (self.best is None or what.score > self.best):
-            self.best = what.score
+        self.best = max(self.best, what.score or 0.0)
         self.judged[what.number] = what
-        score = f"score={what.score:.3f}" if what.score is not None else f"rejected: {what.reason}"
-        print(f"cand={what.number} round={what.round} parent={'-' if what.parent is None else what.parent} {score} "
-              f"best={self.best or 0:.3f} rejected={self.rejected} ppl={perplexity:.1f} "
-              f"{what.seconds:.1f}s | {changes(what.backbone, self.judged.get(what.parent))}", flush=True)
+        print(f"{what} best={self.best:.3f} rejected={self.rejected} ppl={perplexity:.1f} {what.seconds:.1f}s | "
+              f"{changes(what.backbone, self.judged.get(what.parent))}", flush=True)
 
 
 def read_finals(path):
     """The results of the final training so far, as finals wrote them; UserError if the file is broken."""
     try:
         results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        if not all(map(isinstance, (x for r in results for x in (r["name"], r["seed"], r["backbone"])),
-                       itertools.cycle((str, int, list)))):
-            raise TypeError("expected name, seed and backbone")
-        return [{"name": r["name"], "seed": r["seed"], "backbone": r["backbone"],
+        return [{"name": str(r["name"]), "seed": int(r["seed"]), "backbone": list(r["backbone"]),
                  "mlm": None if r["mlm"] is None else float(r["mlm"]),
                  "tasks": [(task, float(score)) for task, score in r["tasks"]]}
                 for r in results]
@@ -1007,17 +999,16 @@ def final_line(result):
 
 def finals(run, backbones):
     """Train the backbones {name: backbone} from scratch with one budget, and judge them. -> [result, ...]"""
-    s = _bench.s
-    path = run.folder / "finals.json"
+    s, tasks, path = run.s, list(run.team.bench.final_tasks), run.folder / "finals.json"
     results = [r for r in read_finals(path) if tuple(r["backbone"]) == backbones.get(r["name"])
-               and [task for task, _ in r["tasks"]] == list(_bench.final_tasks)]
+               and [task for task, _ in r["tasks"]] == tasks]
     done = {(r["name"], r["seed"]) for r in results}
     todo = [(name, seed) for seed in range(s.seed, s.seed + s.final_seeds) for name in backbones
             if (name, seed) not in done]
     jobs = [("final", backbones[name], s.final_steps, seed, f"{name}-{seed}.pt") for name, seed in todo]
     for (name, seed), (mlm, scores, _) in zip(todo, run.team.map(jobs)):
         results.append({"name": name, "seed": seed, "backbone": list(backbones[name]), "mlm": mlm,
-                        "tasks": list(zip(_bench.final_tasks, scores))})
+                        "tasks": list(zip(tasks, scores))})
         print(final_line(results[-1]), flush=True)
         data.write_beside(path, json.dumps(results, indent=1) + "\n")
     shutil.copyfile(run.folder / f"best-{s.seed}.pt", run.folder / "best.pt")
@@ -1049,35 +1040,33 @@ def table(config, n, backbones, results):
 
 def evolved(folder, team, note=lambda *_: None):
     """(the run, all its candidates, the best) on a folder that the team has open; goes on from what is there."""
-    run, start = Run(folder, team), time.time()
-    everyone = evolve(_bench.s, _bench.config.layers, run.fitness, run.probe, note)
-    scored = [c for c in everyone if c.score is not None]
-    if not scored:
+    run = Run(folder, team)
+    everyone = evolve(run.s, team.bench.config.layers, run.fitness, run.probe, note)
+    best = best_of(everyone, 1)
+    if not best:
         why = ", ".join(f"{reason} {n}" for reason, n in collections.Counter(c.reason for c in everyone).items())
         raise UserError(f"{folder}: all {len(everyone)} candidates were rejected ({why}); against no learning "
                         "help more --steps, against collapsed --collapse 0, against diverged a smaller --lr")
-    run.busy = time.time() - start - run.waited
-    winner = max(scored, key=lambda c: (c.score, -c.number))
-    autobert.save_backbone(run.folder / "best.json", winner.backbone)
-    return run, everyone, winner
+    autobert.save_backbone(run.folder / "best.json", best[0].backbone)
+    return run, everyone, best[0]
 
 
 def search(folder, team):
     """A run from its folder's settings to its table; picks up whatever is there already."""
     start = time.time()
+    print(f"{folder}: {json.dumps(json.loads((folder / 'settings.json').read_text()))}")
     team.open(folder)
-    s = _bench.s
-    print(f"unigram-entropy={_bench.unigram:.3f} tasks={s.tasks} workers={team.size} device={team.device}", flush=True)
+    bench, s = team.bench, team.bench.s
+    print(f"unigram-entropy={bench.unigram:.3f} tasks={s.tasks} workers={team.size} device={team.device}", flush=True)
     run, everyone, winner = evolved(folder, team, Progress())
-    seconds = sum(c.seconds for c in everyone)
-    spent = run.busy + sum(c.overhead for c in everyone)
+    busy = time.time() - run.begun - run.waited
+    seconds, spent = sum(c.seconds for c in everyone), busy + sum(c.overhead for c in everyone)
     print(f"-- best: cand={winner.number} score={winner.score:.3f} after {time.time() - start:.0f}s; "
-          f"{100 * spent / (seconds + run.busy):.1f} % of the work was neither pre-training nor fine-tuning; "
+          f"{100 * spent / (seconds + busy):.1f} % of the work was neither pre-training nor fine-tuning; "
           f"final training of {s.final_steps} steps", flush=True)
-    layers = _bench.config.layers
-    backbones = {"best": winner.backbone, **{name: autobert.at_depth(autobert.BACKBONES[name], layers)
+    backbones = {"best": winner.backbone, **{name: autobert.at_depth(autobert.BACKBONES[name], bench.config.layers)
                                              for name in ("bert", "autobert-zero")}}
-    text = table(_bench.config, s.n, backbones, finals(run, backbones))
+    text = table(bench.config, s.n, backbones, finals(run, backbones))
     data.write_beside(run.folder / "table.txt", text + "\n")
     peaks = [memory_peak(), *team.memory.values()]
     gpu = f", {sum(gpu for _, gpu in peaks) / 1e9:.2f} GB on GPUs" if team.device == "cuda" else ""
@@ -1136,6 +1125,7 @@ class Findings:
             ancestor = self.judged.get(ancestor.parent) if known else None
         self.table = self.folder / "table.txt"
         self.table = self.table.read_text(encoding="utf-8", errors="replace") if self.table.exists() else ""
+        self.judgement = self.table or "\n".join(map(final_line, self.results))
         path = self.folder / "best.json"
         self.chosen = autobert.load_backbone(str(path)) if path.exists() else None
         self.winner = self.chosen or (best and best.backbone)
@@ -1170,10 +1160,7 @@ class Findings:
 
     def about(self, c):
         """A candidate in one line, with the layers that its parent has not, or all."""
-        number = "" if c.number is None else f"cand={c.number} "
-        score = f"score={c.score:.3f}" if c.score is not None else f"rejected: {c.reason}"
-        return (f"{number}round={c.round} parent={'-' if c.parent is None else c.parent} {score} | "
-                f"{changes(c.backbone, self.judged.get(c.parent))}")
+        return f"{c} | {changes(c.backbone, self.judged.get(c.parent))}"
 
     def others(self, c):
         """The children of a member of the winner's family that are not in it themselves."""
@@ -1205,7 +1192,7 @@ def tell(f):
         "kernels drawn most, by layer": f.favourites(tuple),
         "rejected": [f"{reason}: {count}" for reason, count in f.reasons.most_common()],
         "family of the best candidate": tree,
-        "final training": (f.table or "\n".join(map(final_line, f.results))).splitlines(),
+        "final training": f.judgement.splitlines(),
         "settings": [f"{name}={value}" for name, value, _ in f.settings()]}
     return "\n\n".join("\n".join([f"-- {head}", *(f"  {line}" for line in lines or ["none"])])
                        for head, lines in ((head, list(lines)) for head, lines in parts.items()))
@@ -1213,19 +1200,19 @@ def tell(f):
 
 def curve(f):
     """The search curve: the best score so far as a line, each candidate a dot."""
-    xs, ys, dots, waiting = [], [], [], []
-    for c in f.improved:
-        xs, ys = [*xs, *[c.number] * (1 + bool(ys))], [*ys, *ys[-1:], c.score]
-    if xs:
-        xs, ys = [*xs, max(f.judged)], [*ys, ys[-1]]
-    for c in f.everyone:
-        if c.number is None:
+    ys = [c.score for c in f.improved for _ in range(2)]  # each from its candidate to the next
+    xs = [*[c.number for c in f.improved for _ in range(2)][1:], *[max(f.judged, default=0)] * bool(ys)]
+    dots, waiting = [], []
+    for c in (*f.everyone, None):  # None: the end
+        if c and c.number is None:
             waiting.append(c)  # it was proposed as the next number, and shares the gap before it with others
             continue
-        dots += [(c.number - 1 + (i + 1) / (len(waiting) + 1), None, "off", f.about(w)) for i, w in enumerate(waiting)]
-        dots.append((c.number, c.score, "off" if c.score is None else "s2" if c.parent is None else "s1", f.about(c)))
+        gap = (c.number if c else len(f.judged)) - 1
+        dots += [(gap + i / (len(waiting) + 1), None, "off", f.about(w)) for i, w in enumerate(waiting, 1)]
+        if c:
+            kind = "off" if c.score is None else "s2" if c.parent is None else "s1"
+            dots.append((c.number, c.score, kind, f.about(c)))
         waiting = []
-    dots += [(len(f.judged) - 1 + (i + 1) / (len(waiting) + 1), None, "off", f.about(w)) for i, w in enumerate(waiting)]
     return autobert.chart("The search", "candidate", "score", {"best so far": (xs, ys)}, dots)
 
 
@@ -1288,7 +1275,7 @@ def page(f):
          f'<ol class="tree">{"".join(tree)}</ol>' if tree else none),
         ("Final training", "The winner, BERT and AutoBERT-Zero, each trained from scratch with one budget; task scores "
          "x 100, held-out MLM loss in nats.",
-         f"<pre>{e(f.table or chr(10).join(map(final_line, f.results)))}</pre>" if f.table or f.results else none),
+         f"<pre>{e(f.judgement)}</pre>" if f.judgement else none),
         ("Settings", "", grid(f.settings()))]
     body = "\n".join(f"<h2>{head}</h2>\n" + (f"<p>{e(how)}</p>\n" if how else "") + what
                      for head, how, what in sections)
@@ -1337,13 +1324,13 @@ def row_of(kind, line):
     return kind(*(CELLS.get(column, (str,))[0](cell) for column, cell in cells))
 
 
-def newcomers(known, counts, seed):
+def newcomers(bench, known, counts, seed):
     """[(kind, number, backbone), ...], none of them in the run's log: as many of each kind as `counts` says.
 
     random and mutant pass the probe, the mutants' parents and UCB tables are those of the search's next round, had it
     one; collapsed are random ones that the probe turns away, fewer if it hardly ever does.
     """
-    s, seen, made = _bench.s, set(known), []
+    s, seen, made = bench.s, set(known), []
     tables, parents = tables_of(s, known.values()), best_of(known.values(), s.parents)
     for kind, count in counts.items():
         rng, found, wanted = random.Random(f"{kind} {seed}"), [], "collapsed" if kind == "collapsed" else None
@@ -1352,8 +1339,8 @@ def newcomers(known, counts, seed):
                 parent = parents[len(found) % len(parents)].backbone
                 backbone = mutate(parent, tables, rng, seen, collections.Counter(), s.strategy.endswith("-copy"))
             else:
-                backbone = random_backbone(_bench.config.layers, rng)
-            if backbone not in seen and _bench.probe(backbone) == wanted:
+                backbone = random_backbone(bench.config.layers, rng)
+            if backbone not in seen and bench.probe(backbone) == wanted:
                 found.append(backbone)
             seen.add(backbone)
             if len(found) == count:
@@ -1548,13 +1535,13 @@ def recorded(path):
     return points, statistics.median_low(warm or [steps for start, steps in first if start == "warm"])
 
 
-def sharing(folder, team, flags):
+def sharing(folder, out, team, flags):
     """Train new architectures from a finished run's super-net and from scratch: points, summary and chart."""
     start = time.time()
     if not (folder / "best.json").exists() or not (folder / "supernet.pt").exists():
         raise UserError(f"{folder}: not a finished search; finish it with: python opnas.py resume {folder}")
     team.open(folder)
-    run, s = Run(folder, team), _bench.s
+    run, s = Run(folder, team), team.bench.s
     if not any(c.score is not None for c in run.known.values()):
         raise UserError(f"{run.log}: no candidate with a score; expected the log of a finished search")
     if s.strategy == "random":
@@ -1566,9 +1553,8 @@ def sharing(folder, team, flags):
     ways = [(start, steps) for start, list_ in (("scratch", scratch), ("warm", warm)) for steps in list_[::-1]]
     least = [("scratch", scratch[-1]), ("warm", s.steps)]  # what is of interest of a collapsed one
     todo = [Point(kind, number, *way, backbone=backbone)
-            for kind, number, backbone in newcomers(run.known, counts, flags.seed)
+            for kind, number, backbone in newcomers(team.bench, run.known, counts, flags.seed)
             for way in (least if kind == "collapsed" else ways)]
-    out = made_folder(flags.out or folder / "sharing")
     points = measure(out / "points.tsv", todo, team, lambda p: ("point", p.backbone, p.start, p.steps, flags.seed),
                      ("mlm", "score", "learned", "seconds"))
     print(f"\n{conclude(points, s.steps, out)}\n\n{out}: done in {time.time() - start:.0f}s")
@@ -1678,26 +1664,27 @@ def compare(curves, population, base, out, titles, extra):
                 "mean over time": {arm: {k: statistics.fmean(c[population:] or c) for k, c in runs.items()}
                                    for arm, runs in curves.items()}, **extra}
     whole = [name for name, arms in measures.items() if all(arms[arm].keys() == curves[arm].keys() for arm in arms)]
-    rows = ["\t".join(("arm", "pair", *whole))]
-    rows += ["\t".join((arm, str(k), *(f"{measures[name][arm][k]:.6f}" for name in whole)))
-             for arm in curves for k in curves[arm]]
-    data.write_beside(out / "pairs.tsv", "\n".join(rows) + "\n")
-    series, rows = {}, ["arm\tcandidates\tmean\tsd"]
+    rows = [(arm, k, *(f"{measures[name][arm][k]:.6f}" for name in whole)) for arm in curves for k in curves[arm]]
+    data.write_beside(out / "pairs.tsv", autobert.tsv(("arm", "pair", *whole), *rows))
+    series, rows = {}, [("arm", "candidates", "mean", "sd")]
     for arm, runs in curves.items():
         columns = list(zip(*runs.values()))
         mean, sd = list(map(statistics.fmean, columns)), list(map(statistics.pstdev, columns))
-        rows += [f"{arm}\t{i}\t{m:.6f}\t{d:.6f}" for i, (m, d) in enumerate(zip(mean, sd), 1)]
+        rows += [(arm, i, f"{m:.6f}", f"{d:.6f}") for i, (m, d) in enumerate(zip(mean, sd), 1)]
         error = [d / math.sqrt(len(runs)) for d in sd]  # of the mean: bands of sd would hide each other
         series[arm] = (range(1, len(mean) + 1), mean, [m - e for m, e in zip(mean, error)],
                        [m + e for m, e in zip(mean, error)])
-    data.write_beside(out / "curves.tsv", "\n".join(rows) + "\n")
+    data.write_beside(out / "curves.tsv", autobert.tsv(*rows))
     chart = autobert.chart(titles[0], "candidates", f"{titles[1]}, mean and standard error", series)
     data.write_beside(out / "curves.svg", chart)
     return "\n".join(paired(measures, base))
 
 
 def on_landscapes(arms, settings, pairs, layers, noise):
-    """{arm: {pair: curve}} on synthetic landscapes; pair i has the i-th landscape, first population and noise."""
+    """({arm: {pair: curve}}, {measure: {arm: {pair: number}}}) on synthetic landscapes.
+
+    Pair i has the i-th landscape, first population and noise. The measures are of the families with two pairs or more.
+    """
     families, curves = itertools.cycle(FAMILIES), {arm: {} for arm in arms}
     for seed, family in zip(range(settings.seed, settings.seed + pairs), families):
         for arm in arms:
@@ -1705,7 +1692,9 @@ def on_landscapes(arms, settings, pairs, layers, noise):
                                                            noise)
         print(f"pair={seed} family={family} " + " ".join(
             f"{arm}={list(runs.values())[-1][-1]:.3f}" for arm, runs in curves.items()), flush=True)
-    return curves
+    return curves, {f"final, {family}": {arm: {k: c[-1] for k, c in runs.items() if k.endswith(f" {family}")}
+                                         for arm, runs in curves.items()}
+                    for i, family in enumerate(FAMILIES) if pairs > i + len(FAMILIES)}
 
 
 def on_the_task(arms, settings, pairs, out, team, args):
@@ -1752,7 +1741,7 @@ def branch(source, folder, **changes):
         if read_settings(folder)["settings"] != saved["settings"]:
             raise UserError(f"{folder}: a run with other settings; give another --out")
         return folder
-    with data.folder_beside(folder, (folder / "settings.json").exists()) as beside:
+    with data.folder_beside(folder) as beside:
         left = shutil.ignore_patterns("best.*", "lock", ".*", "report.html")  # what a search adds at its end
         shutil.copytree(source, beside, dirs_exist_ok=True, ignore=left)
         write_settings(beside, saved)
@@ -1821,12 +1810,12 @@ def spread(backbones, rows):
 
 def ablations(backbones, out, team, flags):
     """Train {name: backbone} from scratch with one budget and the same seeds: points, summary and picture."""
-    start, s = time.time(), _bench.s
+    start, s = time.time(), team.bench.s
     todo = [Training(name, seed, flags.steps or s.final_steps, s.tasks, backbone=backbone)
             for seed in flags.seeds for name, backbone in backbones.items()]  # so that a stopped one has whole pairs
     rows = measure(out / "points.tsv", todo, team, lambda r: ("final", r.backbone, r.steps, r.seed),
                    ("mlm", "scores", "seconds"))
-    text = evidence(_bench.config, s.n, backbones, rows, flags.base)
+    text = evidence(team.bench.config, s.n, backbones, rows, flags.base)
     data.write_beside(out / "summary.txt", text + "\n")
     data.write_beside(out / "ablations.svg", spread(backbones, rows))
     print(f"\n{text}\n\n{out}: done in {time.time() - start:.0f}s")
@@ -1835,13 +1824,11 @@ def ablations(backbones, out, team, flags):
 # ---- Command line ----
 
 
-def made_folder(out):
-    """The path of --out, made if it is not there yet."""
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {str(out)!r}: {error.strerror}") from None
-    return Path(out)
+def out_folder(out):
+    """The path of --out, a folder that is there or can be made; UserError if not."""
+    out = Path(os.path.abspath(out))
+    data.check_out(out, folder=True)
+    return out
 
 
 def add_machine_flags(parser):
@@ -1876,57 +1863,61 @@ def given_settings(args, **defaults):
 
 
 @contextlib.contextmanager
-def at_work(args, argv):
-    """The Team of a command; ends whatever stops it in one line that says how to go on."""
+def at_work(args, run=None):
+    """The Team of a command; ends whatever stops it in one line that says how to go on: with run, or as it began."""
+    again = f"{'torchrun ..' if launched() else 'python'} opnas.py resume {shlex.quote(str(run))}" if run else \
+        "the same command"
     device = autobert.find_device(args.device).type
     if args.workers and launched():
         raise UserError(f"--workers {args.workers}: torchrun has already started its processes; leave it out")
-    workers = args.workers or (torch.cuda.device_count() if device == "cuda" else CORES)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = args.workers or (torch.cuda.device_count() if device == "cuda" else cores)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both stop the run in the same clean way
     try:
-        with Team(workers, device, argv) as team:
+        with Team(workers, device) as team:
             yield team
     except KeyboardInterrupt:
-        begun = "resume" not in args.again or os.path.exists(shlex.split(args.again)[-1])
-        raise UserError(f"interrupted; go on with: {args.again}" if begun else "interrupted before it began") from None
+        begun = not run or run.exists()
+        raise UserError(f"interrupted; go on with: {again}" if begun else "interrupted before it began") from None
     except (WorkerDied, torch.distributed.DistError) as error:
         why = f" ({' '.join(str(error).split())[:100]})" if str(error) else ""
-        raise UserError(f"a worker died, out of memory?{why}; go on with: {args.again}") from None
+        raise UserError(f"a worker died, out of memory?{why}; go on with: {again}") from None
 
 
 def locked(folder):
-    """No second process works on a run's folder while this context lasts."""
+    """No second process works on a folder, made if it is not there, while this context lasts."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "lock").touch()
     return data.lock(folder / "lock")
 
 
-def main_search(argv, resumed=False):
-    """python opnas.py [flags]; python opnas.py resume RUN."""
-    if resumed:
-        parser = data.Parser(prog="opnas.py resume", description="Go on with a stopped run, or show its table again.")
-        parser.add_argument("run", help="the run's folder")
-    else:
-        parser = data.Parser(prog="opnas.py", description=__doc__.split("\n")[0],
-                             epilog="Other commands: " + ", ".join(f"opnas.py {name}" for name in COMMANDS))
-        add_settings(parser)
-        parser.add_argument("--out", help="the run's folder; default: runs/001 or the next free number")
-        parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+def main_search(argv):
+    """python opnas.py [flags]: a new run."""
+    parser = data.Parser(prog="opnas.py", description=__doc__.split("\n")[0],
+                         epilog="Other commands: " + ", ".join(f"opnas.py {name}" for name in COMMANDS))
+    add_settings(parser)
+    parser.add_argument("--out", help="the run's folder; default: runs/001 or the next free number")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     add_machine_flags(parser)
     args = parser.parse_args(argv)
-    if resumed:
-        out = Path(os.path.abspath(args.run))
-        read_settings(out)
-    else:
-        settings = given_settings(args)
-        out = free_folder(args.out, args.overwrite)
-    args.again = f"{'torchrun ..' if launched() else 'python'} opnas.py resume {shlex.quote(str(out))}"
-    with at_work(args, ["resume", *argv] if resumed else argv) as team:
-        if not resumed:
-            with locked(out) if out.exists() else contextlib.nullcontext():  # --overwrite
-                prepare(out, settings, args.corpus, args.glue)
-        print(f"{out}: {json.dumps(json.loads((out / 'settings.json').read_text()))}")
+    settings, out = given_settings(args), free_folder(args.out, args.overwrite)
+    with at_work(args, out) as team:
+        with locked(out) if out.exists() else contextlib.nullcontext():  # --overwrite
+            prepare(out, settings, args.corpus, args.glue)
         with locked(out):
             search(out, team)
+
+
+def main_resume(argv):
+    """python opnas.py resume RUN."""
+    parser = data.Parser(prog="opnas.py resume", description="Go on with a stopped run, or show its table again.")
+    parser.add_argument("run", help="the run's folder")
+    add_machine_flags(parser)
+    args = parser.parse_args(argv)
+    folder = Path(os.path.abspath(args.run))
+    read_settings(folder)
+    with at_work(args, folder) as team, locked(folder):
+        search(folder, team)
 
 
 def check_comparison(args, arms, base, out):
@@ -1966,25 +1957,19 @@ def main_compare(argv):
     args = parser.parse_args(argv)
     arms = (args.arms or ("op-nas,literal,ea+ws,ea-copy,op-nas-copy,random" if args.landscapes else
                           "op-nas,ea+ws,random+ws,random")).split(",")
-    base, out = args.base or ("ea+ws" if "ea+ws" in arms else arms[0]), Path(os.path.abspath(
-        args.out or ("runs/landscapes" if args.landscapes else "runs/compare")))
+    base = args.base or ("ea+ws" if "ea+ws" in arms else arms[0])
+    out = out_folder(args.out or ("runs/landscapes" if args.landscapes else "runs/compare"))
     check_comparison(args, arms, base, out)
     settings = given_settings(args, **dict(population=50, parents=5, children=5, rounds=4) if args.landscapes else {})
     fresh = not out.exists()
-    made_folder(out)
     if args.landscapes:
-        pairs = args.seeds or 60
-        curves, extra = on_landscapes(arms, settings, pairs, args.layers, args.noise), {}
-        for family in [family for i, family in enumerate(FAMILIES) if pairs > i + len(FAMILIES)]:  # two pairs or more
-            extra[f"final, {family}"] = {arm: {k: c[-1] for k, c in runs.items() if k.endswith(" " + family)}
-                                         for arm, runs in curves.items()}
+        curves, extra = on_landscapes(arms, settings, args.seeds or 60, args.layers, args.noise)
     else:
-        args.again = "the same command"
         try:
-            with at_work(args, ["compare", *argv]) as team, locked(out):
+            with at_work(args) as team, locked(out):
                 curves, extra = on_the_task(arms, settings, args.seeds or 5, out, team, args)
         finally:
-            if fresh and os.listdir(out) == ["lock"]:  # nothing was begun
+            if fresh and list(out.glob("*")) == [out / "lock"]:  # nothing was begun
                 shutil.rmtree(out)
     titles = (("Search strategies on synthetic landscapes", "true fitness of the best") if args.landscapes else
               ("Search strategies", "best score"))
@@ -2018,13 +2003,13 @@ def main_sharing(argv):
     if bool(args.run) == bool(args.points):
         raise UserError("expected either RUN, the folder of a finished search, or --points FILE")
     if args.points:
-        print(conclude(*recorded(Path(args.points)), made_folder(args.out or Path(args.points).parent)))
+        print(conclude(*recorded(Path(args.points)), out_folder(args.out or Path(args.points).parent)))
         return
-    folder, args.again = Path(os.path.abspath(args.run)), "the same command"
+    folder = Path(os.path.abspath(args.run))
     read_settings(folder)
-    data.check_out(args.out or folder / "sharing", folder=True)
-    with at_work(args, ["sharing", *argv]) as team, locked(folder):
-        sharing(folder, team, args)
+    out = out_folder(args.out or folder / "sharing")
+    with at_work(args) as team, locked(folder):
+        sharing(folder, out, team, args)
 
 
 def main_ablations(argv):
@@ -2041,13 +2026,13 @@ def main_ablations(argv):
     parser.add_argument("--out", help="folder of points.tsv, summary.txt, ablations.svg; default: RUN/ablations")
     add_machine_flags(parser)
     args = parser.parse_args(argv)
-    folder, args.again = Path(os.path.abspath(args.run)), "the same command"
+    folder = Path(os.path.abspath(args.run))
     s = read_settings(folder)["settings"]
     backbones = contenders(folder, args.backbones, args.base, autobert.SIZES[s.size].layers)
     first = s.seed if args.seed is None else args.seed
     args.seeds = range(first, first + args.seeds)
-    out = made_folder(args.out or folder / "ablations")
-    with at_work(args, ["ablations", *argv]) as team, locked(out):
+    out = out_folder(args.out or folder / "ablations")
+    with at_work(args) as team, locked(out):
         team.open(folder)
         ablations(backbones, out, team, args)
 
@@ -2059,8 +2044,8 @@ def main_report(argv):
     report(parser.parse_args(argv).run)
 
 
-COMMANDS = {"resume": functools.partial(main_search, resumed=True), "report": main_report, "compare": main_compare,
-            "sharing": main_sharing, "ablations": main_ablations}
+COMMANDS = {"resume": main_resume, "report": main_report, "compare": main_compare, "sharing": main_sharing,
+            "ablations": main_ablations}
 
 
 def main(argv=None):
