@@ -4608,7 +4608,9 @@ def test_readmes_figures_are_the_recorded_ones():
                  if line.startswith("tau 0")]
         assert line.split("\t")[2:4] == [exact, f1], (model, version)
     kept = [line.split("\t") for line in (HERE / "results/uniformity.tsv").read_text().splitlines()]
-    for name, layer, residual, cosine in re.findall(r"^(bert|autobert-zero) +(\d) +(\d\.\d+) +(\d\.\d+)$", RESULTS, re.M):
+    layers = re.findall(r"^(bert|autobert-zero) +(\d) +(\d\.\d+) +(\d\.\d+)$", RESULTS, re.M)
+    assert len(layers) == 10
+    for name, layer, residual, cosine in layers:
         row, = [row for row in kept if row[:2] == [name, layer]]
         assert (f"{float(row[2]):.3f}", f"{float(row[4]):.3f}") == (residual, cosine), (name, layer)
     for name, loss, accuracy in re.findall(r"^(\S+) +held-out mlm=(\S+) nsp=\S+ nsp_accuracy=(\S+)$", RESULTS, re.M):
