@@ -324,7 +324,7 @@ def load_split(folder, task, split, tokenizer, n, cache=None):
             key.update(block)
     if kept.exists():
         try:
-            with np.load(kept) as found:
+            with open(kept, "rb") as file, np.load(file) as found:
                 if str(found["key"]) == key.hexdigest():
                     return Encoded(Rows(found["tokens"], found["ends"], found["first"]), found["labels"])
             why = "stale"
@@ -1391,10 +1391,10 @@ FLAGS = (  # the commands that have it, the flag, its help text, what else argpa
     ("predict", "--out", "a folder for TASK.tsv and submission.zip", {"required": True}),
     ("pays", "--out", "a folder for pays.tsv"),
     ("finetune grid predict squad pays", "--device", "auto, cpu or cuda", {"default": "auto"}),
-    ("finetune grid baseline squad pays", "--seed", "the first seed", {"type": data.number(int, 0, data.SEEDS),
+    ("finetune grid baseline squad pays", "--seed", "the first seed", {"type": data.number(int, 0, data.SEEDS - 10**5),
                                                                       "default": 0}),
-    ("finetune grid baseline", "--seeds", "runs, from --seed on", {"type": data.number(int, 1), "default": 1}),
-    ("pays", "--seeds", "runs, from --seed on", {"type": data.number(int, 1), "default": 3}),
+    ("finetune grid baseline", "--seeds", "runs, from --seed on", {"type": data.number(int, 1, 10**5), "default": 1}),
+    ("pays", "--seeds", "runs, from --seed on", {"type": data.number(int, 1, 10**5), "default": 3}),
     ("pays", "--steps", "of pre-training", {"type": data.number(int, 1), "default": 2000}),
     ("baseline", "--small", "score MRPC and QQP by accuracy", {"action": "store_true"}),
     ("grid", "--lrs", "learning rates; by default six, from half to 2.5 times the preset's",

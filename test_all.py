@@ -729,6 +729,11 @@ def test_any_number_of_workers_writes_the_same_cache(toy, tokenizer, tmp_path, m
     assert found[0] == found[1] == found[2] and len(found[0]) == 4
 
 
+def written(path, mode, content):
+    with open(path, mode) as file:
+        file.write(content)
+
+
 def edited(path, old, new):
     path.write_bytes(path.read_bytes().replace(old, new))
 
@@ -748,10 +753,10 @@ def overwritten(path, at, content):
 
 @pytest.mark.parametrize("damage, says", [
     (lambda cache: os.truncate(cache / "tokens.bin", 1000), "tokens.bin: 1,000 bytes, expected "),
-    (lambda cache: (cache / "sentences.bin").open("ab").write(bytes(8)), "sentences.bin: "),
+    (lambda cache: written(cache / "sentences.bin", "ab", bytes(8)), "sentences.bin: "),
     (lambda cache: os.remove(cache / "documents.bin"), "documents.bin: 0 bytes"),
-    (lambda cache: (cache / "sentences.bin").open("r+b").write(b"\1"), "sentences.bin: from 1 to"),
-    (lambda cache: (cache / "documents.bin").open("r+b").write(b"\1"), "documents.bin: from 1 to"),
+    (lambda cache: written(cache / "sentences.bin", "r+b", b"\1"), "sentences.bin: from 1 to"),
+    (lambda cache: written(cache / "documents.bin", "r+b", b"\1"), "documents.bin: from 1 to"),
     (lambda cache: edited(cache / "tokenizer.model", b"hens", b"hons"), "not the one that the tokens were made with"),
     (lambda cache: os.remove(cache / "tokenizer.model"), "tokenizer.model"),
     (lambda cache: os.remove(cache / "meta.json"), "not a token cache"),
@@ -760,7 +765,7 @@ def overwritten(path, at, content):
     (lambda cache: edited(cache / "meta.json", b'"uint16"', b'"uint99"'), "meta.json: not of format 1"),
     (lambda cache: edited(cache / "meta.json", b'"path"', b'"way"'), "meta.json: not of format 1"),
     (lambda cache: (cache / "meta.json").write_text("[]"), "meta.json: not of format 1"),
-    (lambda cache: (cache.parent / "b.txt").open("a").write("One.\n"), "b.txt has changed since"),
+    (lambda cache: written(cache.parent / "b.txt", "ab", b"One.\n"), "b.txt has changed since"),
     (lambda cache: os.utime(cache.parent / "b.txt", (1, 1)), "b.txt has changed since"),
     (lambda cache: edited(cache / "meta.json", b'"tokens": ', b'"tokens": -'), "meta.json: not of format 1"),
     (lambda cache: one_document(cache), "cache: one document"),
@@ -2016,7 +2021,7 @@ def test_two_grids_may_add_to_one_file_and_a_line_cut_short_is_left_out(few, tmp
 
     def train_task(*args):
         if out.exists():  # another process adds its line while this one trains
-            out.open("a").write(other)
+            written(out, "ab", other.encode())
         return inner(*args)
     monkeypatch.setattr(glue, "train_task", train_task)
     flags = ["--task", "RTE", "--lrs", "1e-3", "2e-3", "3e-3", "--decays", "0", "--out", str(out)]
@@ -3011,7 +3016,8 @@ def test_a_pretraining_leaves_model_records_and_curve(pretrained):
     assert "training" not in content and content["run"] == options
     model, words = autobert.load_checkpoint(folder / "whole.pt")
     documents = data.load_corpus(options["corpus"], words)
-    assert options["tokens"] == sum(len(words.encode(line)) for line in open(options["corpus"][0], encoding="utf-8"))
+    assert options["tokens"] == sum(
+        len(words.encode(line)) for line in Path(options["corpus"][0]).read_text(encoding="utf-8").splitlines())
     batches = data.PretrainingData(data.split_held_out(documents)[1], 32, 6, 300, 0)
     again = autobert.held_out_loss(model, batches, min(20, len(batches.pairs) // 6), "cpu")["mlm"]
     assert again == pytest.approx(held[-1], rel=1e-5)
