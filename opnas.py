@@ -1045,7 +1045,7 @@ def evolved(folder, team, note=lambda *_: None):
     best = best_of(everyone, 1)
     if not best:
         why = ", ".join(f"{reason} {n}" for reason, n in collections.Counter(c.reason for c in everyone).items())
-        raise UserError(f"{folder}: all {len(everyone)} candidates were rejected ({why}); against no learning "
+        raise UserError(f"{folder}: all {len(everyone)} proposals were rejected ({why}); against no learning "
                         "help more --steps, against collapsed --collapse 0, against diverged a smaller --lr")
     autobert.save_backbone(run.folder / "best.json", best[0].backbone)
     return run, everyone, best[0]
