@@ -1036,8 +1036,8 @@ def check_outputs(args, *inputs):
 def opened(args):
     """(encoder, Tokenizer, settings, device) that finetune and grid are asked to take."""
     device = autobert.find_device(args.device)
-    if args.mnli == "auto" and args.task != "all":
-        raise UserError(f"--mnli auto: expected --task all, or the MNLI checkpoint that {args.task} is to start from")
+    if args.mnli == "auto" and "MNLI" not in args.task:
+        raise UserError("--mnli auto: expected MNLI among the tasks, as with --task all, or an MNLI checkpoint's path")
     content = autobert.load_tensors(args.checkpoint, device)
     tuned = isinstance(content, dict) and "task" in content
     model, tokenizer, *_ = load_finetuned(args.checkpoint, device) if tuned else autobert.from_content(
@@ -1048,7 +1048,7 @@ def opened(args):
 
 def asked_tasks(args, *inputs):
     """The tasks that --task names. UserError if an output would take the place of one of their files or the inputs."""
-    tasks = list(TASKS.values()) if args.task == "all" else [TASKS[args.task]]
+    tasks = [TASKS[name] for name in args.task]
     check_outputs(args, *inputs, *(task_file(args.glue, task, split) for task in tasks for split in task.files))
     return tasks
 
@@ -1113,7 +1113,7 @@ def finetune_command(args):
     for task, dev, settings, baseline, runs in judged(args):
         found[task.name] = table_rows(task, dev, *runs.values(), baseline, settings.small)
         rows = [row for name in TASKS for row in found.get(name, [])]
-        last = len(found) == (len(TASKS) if args.task == "all" else 1)
+        last = len(found) == len(args.task)
         show(TABLE, [*rows, average_row(rows)], args.out, printed=last)         # kept, should a later task fail
 
 
@@ -1364,13 +1364,22 @@ def pays_command(args):
 
 COMMANDS = {"finetune": finetune_command, "grid": grid_command, "predict": predict_command,
             "baseline": baseline_command, "squad": squad_command, "pays": pays_command}
+def task_names(text):
+    """For argparse: what --task says as a list, in the order of TASKS. Example: "RTE,CoLA" -> ["CoLA", "RTE"]"""
+    asked = list(TASKS) if text == "all" else text.split(",")
+    if wrong := [name for name in asked if name not in TASKS]:
+        raise argparse.ArgumentTypeError(f"{wrong[0]!r}, expected all, or some of {', '.join(TASKS)}, parted by commas")
+    return [name for name in TASKS if name in asked]
+
+
 _SQUAD_FILE = "official JSON, plain, .xz or .gz"
 FLAGS = (  # the commands that have it, the flag, its help text, what else argparse shall know; then the settings' flags
     ("finetune grid", "--checkpoint", "what autobert.py pretrain, a search or supernet.py wrote", {"required": True}),
     ("predict", "--checkpoint", "what --save wrote: files or folders", {"required": True, "nargs": "+"}),
     ("squad", "--checkpoint", "what autobert.py pretrain, a search, supernet.py or --save wrote"),
     ("finetune grid predict baseline", "--glue", "the folder that holds CoLA, SST-2, ..", {"required": True}),
-    ("finetune grid baseline", "--task", "one or all eight", {"choices": ["all", *TASKS], "default": "all"}),
+    ("finetune grid baseline", "--task", f"all, or some of {', '.join(TASKS)}: e.g. RTE,CoLA",
+     {"type": task_names, "default": "all"}),
     ("finetune grid", "--mnli", f"where {', '.join(MNLI_FIRST)} start: MNLI.pt of --save; auto: MNLI's best of "
      "this run"),
     ("squad", "--train", _SQUAD_FILE + "; without it the checkpoint must be one that --save wrote, whose settings then "

@@ -1978,6 +1978,9 @@ def test_rte_stsb_and_mrpc_start_from_the_best_mnli_model(few, tmp_path, starts)
     for task, _, start in starts:
         assert torch.equal(start, best if task in ("RTE", "STS-B", "MRPC") else pooler), task
     starts.clear()
+    glue_run(few, "finetune", "--task", "RTE,CoLA,MNLI", "--mnli", "auto")
+    assert [task for task, _, _ in starts] == ["MNLI", "CoLA", "RTE"] and not torch.equal(starts[-1][2], pooler)
+    starts.clear()
     glue_run(few, "finetune", "--task", "RTE", "--mnli", str(tmp_path / "MNLI.pt"))
     glue_run(few, "finetune", "--task", "QNLI", "--mnli", str(tmp_path / "MNLI.pt"))
     glue_run(few, "finetune", "--task", "RTE")
