@@ -348,7 +348,7 @@ def load_task(folder, task, tokenizer, n, cache=None):
 
 
 def option(default, text, least=1, most=math.inf, choices=(), of="finetune grid squad"):
-    """A field of FinetuneSettings: the help text of its flag, the values it takes, the commands that have the flag."""
+    """A field of settings: the help text of its flag, the values it takes, the commands of this file that have it."""
     return field(default=default, metadata={"help": text, "least": least, "most": most, "choices": choices, "of": of})
 
 

@@ -44,7 +44,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,16 +58,11 @@ import glue
 import ops
 from autobert import KERNELS, Diverged, kernel_of
 from data import UserError
+from glue import option
 from supernet import SuperNet, write_back
 
 
 # ---- Settings ----
-
-
-def option(default, text, least=1, most=math.inf, choices=()):
-    """A field of SearchSettings with the help text of its flag, and the values it takes."""
-    return field(default=default, metadata={"help": text, "least": least, "most": most, "choices": choices})
-
 
 STRATEGIES = ("op-nas", "ea+ws", "ea-copy", "op-nas-copy", "random+ws", "random")
 

@@ -4612,7 +4612,9 @@ def test_readmes_figures_are_the_recorded_ones():
                 (HERE / f"results/glue-{name}.tsv").read_text().splitlines()}
         for row in rows:
             assert [row[column], row[2]] == [kept[row[0]][3], kept[row[0]][7]], (row[0], name)
-    for model, version, exact, f1 in re.findall(r"^(\S+) +(v[12]\.\d) +([\d.]+) +([\d.]+)$", RESULTS, re.M):
+    scored = re.findall(r"^(\S+) +(v[12]\.\d) +([\d.]+) +([\d.]+)$", RESULTS, re.M)
+    assert len(scored) == 4
+    for model, version, exact, f1 in scored:
         line, = [line for line in (HERE / f"results/squad-{version}-{model}.tsv").read_text().splitlines()
                  if line.startswith("tau 0")]
         assert line.split("\t")[2:4] == [exact, f1], (model, version)
@@ -4622,7 +4624,9 @@ def test_readmes_figures_are_the_recorded_ones():
     for name, layer, residual, cosine in layers:
         row, = [row for row in kept if row[:2] == [name, layer]]
         assert (f"{float(row[2]):.3f}", f"{float(row[4]):.3f}") == (residual, cosine), (name, layer)
-    for name, loss, accuracy in re.findall(r"^(\S+) +held-out mlm=(\S+) nsp=\S+ nsp_accuracy=(\S+)$", RESULTS, re.M):
+    ends = re.findall(r"^(\S+) +held-out mlm=(\S+) nsp=\S+ nsp_accuracy=(\S+)$", RESULTS, re.M)
+    assert len(ends) == 2
+    for name, loss, accuracy in ends:
         last = autobert.read_records(HERE / f"results/pretrain-{name}.tsv")[-1]
         assert last["step"] == "20000"
         assert (f"{float(last['held_mlm']):.4f}", f"{float(last['held_nsp_accuracy']):.4f}") == (loss, accuracy)
