@@ -230,7 +230,10 @@ class Dropout(nn.Dropout):
 
 
 class DagAttention(nn.Module):
-    """Multi-head attention by a graph of primitives, the same in every head; only inputs it reads have weights."""
+    """Multi-head attention by a graph of primitives, the same in every head; only inputs it reads have weights.
+
+    Eq. 1 and 2 with any formula in the place of softmax(Q K^T / sqrt(d_h)) V.
+    """
 
     def __init__(self, config, formula):
         super().__init__()
@@ -243,14 +246,14 @@ class DagAttention(nn.Module):
     def forward(self, x, mask):
         B, n, d = x.shape
         heads = [self.inputs[name](x).view(B, n, self.heads, -1).transpose(1, 2) if name in self.inputs else None
-                 for name in ops.INPUTS]  # Q K V P, each (B, H, n, d_h)
+                 for name in ops.INPUTS]  # Q = X W_Q, K, V, P (Eq. 1), each (B, H, n, d_h)
         drop, like = self.dropout if self.training else 0.0, next(x for x in heads if x is not None)
         # measured on a CPU: the fused kernel takes 0.5 to 0.9 of the plain one's time in fp32, 1 to 4 times it in bf16;
         # with dropout it falls back to plain operations, and to torch's slow draws
         sooner = like.is_cuda or like.dtype == torch.float32 and not drop
         fused = self.fast == "always" or self.fast == "auto" and sooner
         y = ops.evaluate(self.fused if fused else self.dag, heads, mask, drop)  # (B, H, n, d_h)
-        return self.out(y.transpose(1, 2).reshape(B, n, d))
+        return self.out(y.transpose(1, 2).reshape(B, n, d))  # .. W_O (Eq. 2)
 
 
 def chain(kernel):
