@@ -6,7 +6,6 @@ corpus is text with one sentence per line and a blank line between documents. It
     text files -> prepare -> Corpus -> make_pairs (NSP) -> pack, collate -> mask_tokens (MLM) -> a batch
 
     D documents, S sentences, T tokens of a corpus; B rows of a batch, n tokens of a row, P places for masked tokens
-
     python data.py show      # two training pairs, from raw text to arrays
     python data.py prepare --text wiki.txt.xz books.txt --out corpus --vocab 30000   # once
 
@@ -42,12 +41,14 @@ def flag(default, text, **how):
     return dataclasses.field(default=default, metadata={"help": text, **how})
 
 def add_flag(parser, name, kind, default, help="", **how):
-    """One flag. kind bool: present or not; tuple[kind, ...]: one or more words."""
-    several = typing.get_origin(kind) is tuple
-    if several:
+    """One flag. kind bool: present or not; tuple[kind, ...]: one or more words; a tuple of str: one of these."""
+    if several := typing.get_origin(kind) is tuple:
         how, kind = {"nargs": "+", **how}, typing.get_args(kind)[0]
+    if isinstance(kind, tuple):
+        how, kind = {"choices": kind}, str
     how = {"action": "store_true"} if kind is bool else {"type": kind, **how}
-    shown = "" if default in (None, False, "", ()) else f" (default: {' '.join(default) if several else default})"
+    shown = " ".join(map(str, default)) if several else default
+    shown = "" if default in (None, False, "", ()) else f" (default: {shown})"
     parser.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=help + shown, **how)
 
 def call(function, argv, prog):
@@ -303,7 +304,6 @@ def collate(rows, n=None):
     return {"ids": ids, "segments": segments, "mask": mask}
 
 # ---- Sentence pairs for NSP (BERT, A.2) ----
-SHORT_PAIRS = 0.1  # so that pre-training sees short inputs too
 def make_pairs(corpus, documents, n, rng):
     """One pass over documents (their numbers): an array (pairs, 5) of a, a_end, b, b_end (sentences) and label.
 
@@ -317,8 +317,8 @@ def make_pairs(corpus, documents, n, rng):
     for place, document in enumerate(documents):
         i, last = corpus.documents[document:document + 2].tolist()
         while i < last:
-            # CHOICE: a length per pair. BERT draws one per document, which may cut a whole book into tiny pairs.
-            target = rng.randint(2, n - 3) if rng.random() < SHORT_PAIRS else n - 3
+            # CHOICE: a length per pair, now and then a short one. BERT draws one per document, and may cut a book so.
+            target = rng.randint(2, n - 3) if rng.random() < 0.1 else n - 3
             end = run(i, last, target)
             split = i + 1 if end - i < 2 else rng.randrange(i + 1, end)
             label = split == end or rng.random() < 0.5

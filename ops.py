@@ -153,7 +153,7 @@ SYNTAX |= {ast.USub: "neg", ast.Add: "add", ast.MatMult: "matmul"}
 
 @functools.lru_cache(4096)  # a search meets the same formulas again and again
 def parse(text):
-    """The canonical graph of a formula; ValueError if it is malformed. Wrong types parse: why_illegal speaks of them."""
+    """The canonical graph of a formula; ValueError if it is malformed. Wrong types parse; see why_illegal."""
     slots, nodes = {letter: i for i, letter in enumerate(INPUTS)}, []
 
     def read(node):
@@ -217,15 +217,18 @@ def why_illegal(dag, require_mixing=True):
     return "no op mixes tokens" if require_mixing and not any(mixing(canonical(dag))) else None
 
 # ---- What it computes, what it costs ----
+@functools.cache
 def attention_in(dag):
-    """(A, Y, C) of a graph whose output is softmax(scale(A @ Y)) @ C, else None. Example: BERT's -> (0, 4, 2)"""
-    slot, others = 3 + len(dag), []
+    """(A, Y, C, slots inside) of a graph whose output is softmax(scale(A @ Y)) @ C, which is one call of torch's
+    scaled_dot_product_attention; else None. Example: BERT's -> (0, 4, 2, {5, 6, 7, 8})"""
+    slot, others, inside = 3 + len(dag), [], []
     for op in ("matmul", "softmax", "scale", "matmul"):  # from the output along the first operands
-        if slot < 4 or dag[slot - 4][0] != op:
+        if slot < 4 or dag[slot - 4][0] != op or sum(slot in args for _, *args in dag) > 1:
             return None
+        inside.append(slot)
         slot, *rest = dag[slot - 4][1:]
         others += rest
-    return (slot, *reversed(others)) if slot_types(dag)[slot] == "nd" else None
+    return (slot, *reversed(others), set(inside)) if slot_types(dag)[inside[1]] == "nn" else None
 
 def evaluate(dag, inputs, mask=None, dropout=0.0, fused=False):
     """The output of a legal graph: (B, H, n, d_h).
@@ -233,30 +236,27 @@ def evaluate(dag, inputs, mask=None, dropout=0.0, fused=False):
     inputs: Q, K, V, P, each (B, H, n, d_h), or None where the graph does not read it. mask: (B, n) bool, True = a
     real token; padding then never reaches a real token, whatever the graph. dropout: of each softmax of type (n, n).
     fused: the same function, by scaled_dot_product_attention where the graph ends in one."""
-    d_h, types = next(x for x in inputs if x is not None).shape[-1], slot_types(dag)
+    d_h, types, values = next(x for x in inputs if x is not None).shape[-1], slot_types(dag), list(inputs)
     if mask is not None:  # a sequence with no real token counts as all real, or its softmax would be 0/0
         padding = ~mask & mask.any(-1, keepdim=True)  # (B, n)
         padding = {-1: padding[:, None, None, :], -2: padding[:, None, :, None]}
 
-    def reduced(slot, axis, fill):
-        """A value as an op that reduces over this axis (None: over none) sees it: padding hidden, if that is tokens."""
+    def hidden(slot, axis, fill):  # without padding, where an op reduces over tokens: there, and only there
         # a mask in the softmax alone leaks in nearly every other graph; filled, not multiplied: inf * 0 is nan
-        hide = mask is not None and axis and types[slot][axis] == "n"
-        return value(slot).masked_fill(padding[axis], fill) if hide else value(slot)
+        over_tokens = mask is not None and axis and types[slot][axis] == "n"
+        return values[slot].masked_fill(padding[axis], fill) if over_tokens else values[slot]
 
-    @functools.cache
-    def value(slot):
-        if slot < 4:
-            return inputs[slot]
-        op, *args = dag[slot - 4]
-        x = OPS[op].value(d_h, *(reduced(a, axis, OPS[op].hide) for a, axis in zip(args, OPS[op].reduces)))
-        return F.dropout(x, dropout) if op == "softmax" and types[slot] == "nn" else x
-
-    if fused and (attention := attention_in(dag)):
-        a, y, c = attention
+    a, y, c, inside = fused and attention_in(dag) or (0, 0, 0, ())
+    for slot, (op, *args) in enumerate(dag, 4):
+        x = None
+        if slot not in inside:
+            x = OPS[op].value(d_h, *(hidden(a, axis, OPS[op].hide) for a, axis in zip(args, OPS[op].reduces)))
+            x = F.dropout(x, dropout) if op == "softmax" and types[slot] == "nn" else x
+        values.append(x)
+    if inside:
         keep = None if mask is None else ~padding[-1]
-        return F.scaled_dot_product_attention(value(a), value(y).mT, reduced(c, -2, 0.0), keep, dropout)
-    return value(3 + len(dag))
+        return F.scaled_dot_product_attention(values[a], values[y].mT, hidden(c, -2, 0.0), keep, dropout)
+    return values[-1]
 
 def flops(dag, n, d_h):
     """Floating-point operations of one head on one sequence of n tokens; a multiply-add counts as two."""
@@ -286,16 +286,17 @@ def draw(rng, weights=None):
     slots, open_, fresh, dag = {a: "nd" for a in inputs}, set(), set(inputs), []
     for left in reversed(range(length)):  # nodes still to come after this one
         least, goal = len(open_) - left, None if left else "nd"  # every open node must still find a reader
-        fits = {op: args for op in OPS if (args := operands(rng, op, slots, open_, fresh, least, goal))}
-        if not fits:
-            break
         weight = dict(weights(len(dag))) if weights else dict.fromkeys(OPS, 1.0)
         weight["dist"] *= 0.3 ** sum(op == "dist" for op, *_ in dag)
-        op = rng.choices(list(fits), [weight[op] for op in fits])[0]
-        dag.append((op, *fits[op]))
-        slots[3 + len(dag)] = OPS[op].type(*(slots[a] for a in fits[op]))
-        open_ = open_.difference(fits[op]) | {3 + len(dag)}
-        fresh.difference_update(fits[op])
+        for op in sorted(OPS, key=lambda op: rng.expovariate(weight[op] or 1e-300)):  # drawn by weight, one by one
+            if args := operands(rng, op, slots, open_, fresh, least, goal):
+                break
+        else:
+            break
+        dag.append((op, *args))
+        slots[3 + len(dag)] = OPS[op].type(*(slots[a] for a in args))
+        open_ = open_.difference(args) | {3 + len(dag)}
+        fresh.difference_update(args)
     return canonical(dag) if dag else ()
 
 def random_dag(rng, weights=None):
