@@ -63,7 +63,7 @@ def call(function, argv, prog):
     parser.error = fail
     for name, p in inspect.signature(function).parameters.items():
         if dataclasses.is_dataclass(p.annotation):
-            settings[name] = dataclasses.fields(p.annotation)
+            settings[name] = [f for f in dataclasses.fields(p.annotation) if f.metadata]
             for f in settings[name]:
                 add_flag(parser, f.name, f.type, f.default, **f.metadata)
         else:

@@ -47,13 +47,12 @@ class ChainedConv(autobert.LightConv):
     """A light convolution whose taps are the centre of the next larger kernel times a matrix T, step by step from 65.
     T is shared by all heads. Of the 65 taps a smaller kernel needs the 31 that its first T mixes."""
     def __init__(self, config, kernel):
-        sizes = chain(kernel)
-        super().__init__(config, (sizes or [kernel])[0])
-        self.transforms = nn.ParameterDict({str(size): torch.eye(size) for size in sizes})
+        super().__init__(config, (chain(kernel) or [kernel])[0])
+        self.transforms = nn.ParameterDict({str(size): torch.eye(size) for size in chain(kernel)})
 
     def taps(self):
         taps = self.kernel
-        for matrix in self.transforms.values():  # in the order of the chain
+        for matrix in sorted(self.transforms.values(), key=len, reverse=True):
             taps = window(taps, matrix.shape) @ matrix.T
         return taps
 

@@ -1,7 +1,9 @@
 """Which text and tasks can a search learn from in minutes? A toy language, its GLUE and its SQuAD.
 
-They stand in for the paper's Wikipedia and books (Sec. 4.1), GLUE and SQuAD (App. C), in the same file formats. Two
-seconds: `python studies/toy.py --out toy --seed 0`
+They stand in for the paper's Wikipedia and books (Sec. 4.1), GLUE and SQuAD (App. C), in the same file formats. The
+folder toy/ holds them. Two seconds:
+
+    python studies/toy.py --out toy --seed 0
 
 A document of this language of 250 words keeps to one topic and one mood. What holds inside a few words (names, order)
 suits convolutions; agreement behind a distractor, facts that return, topic and mood suit attention. The tasks need word
@@ -16,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data import run, write_beside  # noqa: E402
 
+# ---- Words and facts ----
 TOPICS = [dict(zip(("hint", "role", "thing", "kind", "verb", "place"), map(str.split, row.split("|")))) for row in (
     "farm|farmer shepherd rider herder milker hunter|goat hen cow pig horse lamb duck mule|beast|feed guard|"
     "barn field stable pasture",
@@ -42,12 +45,11 @@ FACTS = {  # kind of fact: question, statement, answer
     "who": ("Who {verb}s the {thing}s?", "{first} {last} {verb}s the {thing}s.", "{first} {last}")}
 HALF, REST, ALL = slice(0, None, 2), slice(1, None, 2), slice(None)  # views of a list of words
 
-
+# ---- Sentences and documents ----
 def sentence(words):
     """Example: ['the', 'hen', 'is', 'neat'] -> 'The hen is neat.'"""
     text = " ".join(words)
     return text[0].upper() + text[1:] + "."
-
 
 class Writer:
     """A writer of toy sentences. view: the part of each list of words that it uses; hints: the share of hints."""
@@ -119,14 +121,11 @@ class Writer:
                           "fact": statement if self.coin() else f"{question} {sentence([answer])}"}[form])
         return lines
 
-
 def fact(kind, story):
     """(question, statement, answer) of a kind of fact in a story."""
     return tuple(part.format(**story) for part in FACTS[kind])
 
-
 # ---- GLUE and SQuAD, in the official columns and JSON ----
-
 MNLI = ("index|promptID|pairID|genre|sentence1_binary_parse|sentence2_binary_parse|sentence1_parse|sentence2_parse|"
         "sentence1|sentence2")
 STSB = "index|genre|filename|year|old_index|source1|source2|sentence1|sentence2"
@@ -140,7 +139,6 @@ COLUMNS = {  # task: columns of train and dev, of test, of the label
     "QNLI": ("index|question|sentence|label", "index|question|sentence", "label"),
     "RTE": ("index|sentence1|sentence2|label", "index|sentence1|sentence2", "label")}
 TEXT = "sentence sentence1 sentence2 question question1 question2".split() + ["#1 String", "#2 String"]
-
 
 def example(task, w):
     """(texts, label): one row of a GLUE task, by the Writer w."""
@@ -171,7 +169,6 @@ def example(task, w):
     answer = w.story(other, good) if off_topic else question
     return [fact(asked, question)[0], fact(asked if yes or off_topic else told, answer)[1]], label
 
-
 def table(task, split, rows, w, seen):
     """The text of one TSV file; no row's texts are in the set `seen`, to which they are added."""
     train, test, label_column = COLUMNS[task]
@@ -188,7 +185,6 @@ def table(task, split, rows, w, seen):
             label_column: label, "index": number, "id": number, "source": "toy", "mark": "*" if label == "0" else ""}
         lines.append("\t".join(str(cells.get(column, "")) for column in columns))
     return "\n".join(lines) + "\n"
-
 
 def squad(version, passages, w):
     """The text of one SQuAD file: 3 questions on each passage; in version 2.0 the last has no answer."""
@@ -210,7 +206,7 @@ def squad(version, passages, w):
         articles.append({"title": f"Toy_{number}", "paragraphs": [{"context": context, "qas": questions}]})
     return json.dumps({"version": "1.1" if version == "1.1" else "v2.0", "data": articles}) + "\n"
 
-
+# ---- All files ----
 def files(seed=0):
     """Yield (path in the folder, text) of every toy file."""
     for name, count in (("corpus.txt", 3000), ("held-out.txt", 200)):
@@ -229,12 +225,13 @@ def files(seed=0):
             name = f"squad/{split}-v{version}.json"
             yield name, squad(version, count, Writer(f"{seed} {name}", view))
 
-
 def toy(out: str = "toy", seed: int = 0):
-    """Write the toy language's corpus, GLUE and SQuAD as plain files. It takes two seconds; same seed, same bytes."""
+    """Which text and tasks can a search learn from in minutes? Write a toy language, GLUE and SQuAD, in two seconds.
+
+    out: the folder
+    seed: of all that is random; the same seed gives the same bytes"""
     for name, text in files(seed):
         write_beside(Path(out) / name, text)
-
 
 if __name__ == "__main__":
     run(__doc__, toy, usual=toy)

@@ -1,0 +1,219 @@
+"""What the studies claim, each in seconds: python -m pytest studies/test_studies.py"""
+import ast
+import itertools
+import json
+import math
+import random
+import re
+import sys
+from dataclasses import asdict, astuple
+from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+import autobert  # noqa: E402
+import baselines  # noqa: E402
+import bench  # noqa: E402
+import cost  # noqa: E402
+import data  # noqa: E402
+import draw  # noqa: E402
+import glue  # noqa: E402
+import opnas  # noqa: E402
+import ops  # noqa: E402
+import report  # noqa: E402
+import space  # noqa: E402
+import toy  # noqa: E402
+import uniformity  # noqa: E402
+
+torch.set_num_threads(1)
+STUDIES = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("test"))
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_says_its_command_and_its_time_and_imports_no_study_but_draw(name):
+    tree = ast.parse((HERE / f"{name}.py").read_text())
+    assert f"python studies/{name}.py" in ast.get_docstring(tree)
+    assert re.search("second|minute|hour", ast.get_docstring(tree))
+    imports = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imports |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not imports & set(STUDIES) - {"draw"}
+
+# ---- toy ----
+def test_the_folder_toy_holds_what_the_study_writes():
+    written = dict(toy.files(0))
+    there = {str(path.relative_to(HERE.parent / "toy")): path for path in (HERE.parent / "toy").rglob("*.*")}
+    assert written.keys() == there.keys() and len(written) == 2 + 8 * 3 + 2 + 4
+    assert all(there[name].read_bytes() == text.encode() for name, text in written.items())
+    assert sum(map(len, written.values())) < 3e6 and dict(toy.files(1))["corpus.txt"] != written["corpus.txt"]
+
+@pytest.mark.parametrize("name", glue.TASKS)
+def test_no_dev_row_of_a_toy_task_is_a_training_row_and_no_label_is_most_of_them(name):
+    task = glue.TASKS[name]
+    train, *dev = (glue.read_task(HERE.parent / "toy/glue", name, split) for split in ("train", *task.dev))
+    seen = {row[:2] for row in train}
+    assert len(seen) == len(train) and not any(row[:2] in seen for part in dev for row in part)
+    labels = [int(label > 2.5) if task.labels is None else label for *_, label in train]
+    assert all(labels.count(label) < 0.75 * len(labels) for label in set(labels)) and len(set(labels)) > 1
+
+def test_toy_answers_stand_where_they_are_said_to_and_once():
+    for version in ("1.1", "2.0"):
+        for q in glue.read_squad(HERE.parent / f"toy/squad/dev-v{version}.json"):
+            assert bool(q["answers"]) != q.get("is_impossible", False)
+            for answer in q["answers"]:
+                assert q["context"].split(answer["text"])[0] == q["context"][:answer["answer_start"]]
+
+# ---- draw ----
+def test_a_charts_line_runs_through_its_points():
+    """By hand: x from 0 to 10 with a pad of .4 on 624 pixels from 80, y from 2 to 4 with .08 on 240 from 84 down."""
+    series = {"loss": ([0, 5, 10], [2.0, 4.0, 3.0]), "band": ([0, 10], [3, 3], [2, 2], [4, 4])}
+    svg = ElementTree.fromstring(draw.chart("a < b & c", "step", "nats", series, [(5, None, "off", "<rejected>")]))
+    paths = [(e.get("class"), e.get("d")) for e in svg.iter() if e.tag.endswith("path")]
+    assert ("line s0", "M103.1,315.1 392.0,92.9 680.9,204.0h0") in paths
+    assert ("band s1", "M103.1,315.1 680.9,315.1 680.9,92.9 103.1,92.9Z") in paths
+    ring = next(e for e in svg.iter() if e.tag.endswith("circle"))
+    assert (ring.get("cx"), ring.get("cy"), ring[0].text) == ("392.0", "324.0", "<rejected>")
+    texts = {e.text for e in svg.iter() if e.tag.endswith("text")}
+    assert {"a < b & c", "step", "nats", "loss", "band", "0", "2", "4", "10", "2.5"} <= texts
+    assert " 392.0,92.9 " in draw.chart("t", "x", "y", {"a": ([1, 10, 100], [0, 1, 0]), "b": ([], [])}, log=True)
+
+@pytest.mark.parametrize("series", [{}, {"a": ([], [])}, {"a": ([3], [2.0])}, {"a": ([1, 2], [5.0, 5.0])},
+                                    {"a": ([1, 2, 3], [1.0, math.nan, math.inf])}])
+@pytest.mark.parametrize("log", [False, True])
+def test_a_chart_stands_few_and_odd_numbers(series, log):
+    text = draw.chart("t", "x", "y", series, log=log)
+    assert ElementTree.fromstring(text) is not None and not re.search(r"\b(nan|inf)\b", text)
+
+def test_the_picture_of_a_backbone_has_a_box_for_every_op_and_an_arc_for_every_reader():
+    backbone = ("conv 9", *(ops.formula(ops.random_dag(random.Random(seed))) for seed in range(5)))
+    svg = ElementTree.fromstring(draw.picture(backbone))
+    dags = [ops.parse(gene) for gene in backbone[1:]]
+    boxes = [tuple(float(e.get(side)) for side in ("x", "y")) for e in svg.iter() if e.tag.endswith("rect")]
+    assert len(boxes) == len(set(boxes)) == 1 + sum(len(dag) + len(ops.used(dag)) for dag in dags)
+    assert sum(e.tag.endswith("path") for e in svg.iter()) == sum(len(set(args)) for dag in dags for _, *args in dag)
+    assert all(x + 80 < float(svg.get("width")) and y + 20 < float(svg.get("height")) for x, y in boxes)
+
+def test_losses_of_several_trainings_are_one_picture(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.tsv").write_text(draw.tsv(["step", "mlm", "held_out_mlm"], [5, 3.1, ""], [10, 3.0, 3.2]))
+    draw.losses([str(tmp_path / f"{name}.tsv") for name in ("one", "two")], str(tmp_path / "losses.svg"))
+    picture = (tmp_path / "losses.svg").read_text()
+    assert picture.count('<path class="line s0"') == picture.count('<path class="line s1"') == 2  # legend and line
+
+@pytest.mark.parametrize("count, t", [(2, 12.706), (4, 3.182), (5, 2.776), (10, 2.262), (31, 2.042), (121, 1.980)])
+def test_an_interval_is_students(count, t):
+    mean, half = draw.interval(numbers := [float(i % 3) for i in range(count)])
+    assert (mean, half) == pytest.approx((np.mean(numbers), t * np.std(numbers, ddof=1) / math.sqrt(count)), rel=3e-3)
+
+# ---- space ----
+def test_the_count_of_small_graphs_is_that_of_all_and_the_estimate_is_unbiased():
+    nodes = [[(op, *args) for op, row in ops.OPS.items()
+              for args in itertools.product(range(slots), repeat=row.text.count("{}"))] for slots in (4, 5)]
+    found = {ops.canonical(dag) for dag in itertools.product(*nodes) if ops.why_illegal(dag) is None}
+    assert space.count_legal(2) == sum(len(dag) == 2 for dag in found) == 120 and space.count_legal(3) == 6444
+    mean, error = space.estimate_legal(3, 2000, random.Random(1))
+    assert abs(mean - 6444) < 3 * error < 0.15 * 6444
+
+# ---- cost ----
+def test_our_counts_stand_beside_the_papers(capsys):
+    cost.cost()
+    lines = {tuple(line.split()[:2]): line for line in capsys.readouterr().out.splitlines()}
+    for key, text in ((("base", "bert"), "109.5 (110, -0 %)"), (("base", "autobert-zero"), "2.68e+10 (2.3e+10, +17 %)"),
+                      (("base", "conv-only"), "14.17 (15.4, -8 %)"), (("large", "autobert-zero"), "314.2 (318, -1 %)")):
+        assert text in lines[key]
+
+# ---- baselines ----
+def test_the_linear_baseline_learns_what_words_tell():
+    rng, y = np.random.default_rng(0), np.arange(300) % 2
+    words = [[f"w{i}" for i in rng.integers(0, 40, 12)] for _ in y]
+    single = [(" ".join([*row, ("bad", "good")[label]]), None) for row, label in zip(words, y)]
+    pairs = [(" ".join(row[:6]), " ".join(row[:6] if label else row[6:])) for row, label in zip(words, y)]
+    for rows, gold, labels in ((single, y, 2), (pairs, y, 2), (pairs, 5.0 * y, 0)):
+        found = baselines.bag_of_words(rows[:200], gold[:200], rows[200:], labels, seed=3, epochs=40)
+        assert glue.spearman(y[200:], found) > (0.9 if labels else 0.7)
+
+def test_a_random_span_is_one_to_three_words_of_the_passage():
+    questions = [{"id": str(i), "context": f"one {i} two three four"} for i in range(50)]
+    spans = baselines.random_spans(questions)
+    assert all(f" {spans[q['id']]} " in f" {q['context']} " for q in questions)
+    assert {len(text.split()) for text in spans.values()} == {1, 2, 3}
+
+# ---- uniformity ----
+def test_uniformity_of_two_tokens_by_hand():
+    """Tokens (3, 1) and (1, 3): mean (2, 2), residual (1, -1) and (-1, 1) of norm 2 in 4; cosine 6 / 10."""
+    x, real = torch.tensor([[[3.0, 1.0], [1.0, 3.0]]]), torch.ones(1, 2, dtype=torch.bool)
+    assert torch.cat(uniformity.uniformity(x, real)).tolist() == pytest.approx([0.5, 0.6])
+    same = torch.cat(uniformity.uniformity(torch.full((1, 2, 3), -2.0), real))
+    assert same.tolist() == pytest.approx([0, 1])
+
+def test_uniformity_by_layer_is_what_numpy_computes_without_padding(tmp_path):
+    tokenizer = data.Tokenizer.train([HERE.parent / "toy/held-out.txt"], 400)
+    config = autobert.ModelConfig(2, 16, 2, 16, vocab=400, dropout=0.0)
+    model = autobert.Pretraining(config, ("conv 3", ops.ATTENTIONS["bert"]))
+    autobert.save_checkpoint(tmp_path / "tiny.pt", model, tokenizer)
+    rows, _ = glue.encode(glue.read_task(HERE.parent / "toy/glue", "STS-B", "train")[:40], tokenizer, 128)
+    values = uniformity.by_layer(model.encoder, rows, "cpu")  # (3, 2, 40)
+    with torch.no_grad():
+        x = model.encoder(*(torch.as_tensor(part)[None].long() for part in rows[7])).double().numpy()[0]  # (n, d)
+    rest, whole = (math.sqrt(np.linalg.norm(m, 1) * np.linalg.norm(m, np.inf)) for m in (x - x.mean(0), x))
+    cosines = [a @ b / math.sqrt(a @ a * (b @ b)) for a, b in itertools.permutations(x, 2)]
+    expected = [rest / whole, np.mean(cosines)]
+    assert values.shape == (3, 2, 40) and values[-1, :, 7] == pytest.approx(expected, rel=1e-4)
+    uniformity.main((str(tmp_path / "tiny.pt"),), str(HERE.parent / "toy/glue"), 40, "cpu", str(tmp_path))
+    last = (tmp_path / "uniformity.tsv").read_text().splitlines()[-1].split("\t")
+    assert [float(x) for x in last[2::2]] == pytest.approx(values[-1].mean(-1).tolist(), abs=1e-4)
+
+# ---- report ----
+def test_a_report_shows_every_judgement_and_what_ucb_draws_from(tmp_path):
+    bert, C = ops.ATTENTIONS["bert"], opnas.Candidate
+    log = [C(0, 0, None, ("conv 3", "conv 5"), 0.2), C(None, 0, None, ("conv 5", bert), reason="collapsed <b>"),
+           C(1, 1, 0, ("conv 3", bert), 0.45), C(2, 1, 0, ("conv 7", "conv 5"), reason="no learning"),
+           C(0, 2, None, ("conv 3", "conv 5"), 0.3)]  # the last judgement of candidate 0 counts
+    about = {"settings": asdict(opnas.SearchSettings(alpha=0.0, tau=0.1)), "corpus": "toy", "glue": "toy/glue"}
+    (tmp_path / "settings.json").write_text(json.dumps(about))
+    opnas.save(tmp_path / "state.pt", {"log": [astuple(c) for c in log]})
+    report.report(str(tmp_path))
+    page = ElementTree.parse(tmp_path / "report.html")
+    dots = [e[0].text for e in page.iter() if e.tag.endswith("circle")]
+    assert len(dots) == len(log) and all(f"candidate={c.number} " in dot for c, dot in zip(log, dots))
+    cells = {"".join(e.itertext()) for e in page.iter("td")}
+    p = math.exp(3.75) / (math.exp(3.75) + math.exp(3.0) + 5 * math.exp(3.5))  # of conv 3 beside 7 and those never seen
+    assert f"0.375N 2p {p:.2f}" in cells and "0.450N 1p 0.10" in cells  # and of softmax beside nine never seen
+    assert "candidate=1 round=1 parent=0 score=0.450 | L2 " + bert in cells
+
+# ---- bench ----
+class Words(torch.nn.Embedding):
+    """All the encoder that the peer below has."""
+    def forward(self, input_ids, token_type_ids):
+        return super().forward(input_ids)
+
+class Peer(torch.nn.Module):
+    """Called as transformers' BertForPreTraining is."""
+    def __init__(self, c):
+        super().__init__()
+        self.bert, self.out = Words(c.vocab_size, c.hidden_size), torch.nn.Linear(c.hidden_size, c.vocab_size)
+
+    def forward(self, input_ids, token_type_ids, labels, next_sentence_label):
+        assert 0.1 < (labels != -100).float().mean() < 0.2 and not (labels == data.MASK).any()
+        logits = self.out(self.bert(input_ids, token_type_ids))
+        return SimpleNamespace(loss=torch.nn.functional.cross_entropy(logits.mT, labels))
+
+def test_the_bench_races_with_a_peer(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "a_peer", SimpleNamespace(BertConfig=SimpleNamespace, BertForPreTraining=Peer))
+    bench.bench("toy", peer="a_peer", n=16, batch=2, turns=2, device="cpu", out=str(tmp_path / "bench.tsv"))
+    head, *rows = [line.split("\t") for line in (tmp_path / "bench.tsv").read_text().splitlines()]
+    table = {tuple(row[:3]): dict(zip(head, row)) for row in rows}
+    models = ("a_peer", "bert", "autobert-zero")
+    assert table.keys() == set(itertools.product(("train", "infer"), models, ("fp32", "bf16")))
+    for precision in ("fp32", "bf16"):
+        row, other = (table["train", model, precision] for model in ("bert", "a_peer"))
+        assert float(row["tokens/s"]) == pytest.approx(2 * 16 / float(row["ms"]) * 1e3, rel=0.05)
+        assert float(row["MB"]) > 3 and (row["to_bert"], other["to_peer"]) == ("1.00 (1.00-1.00)",) * 2
+
+def test_a_turn_is_set_against_the_same_turn_of_the_other():
+    one, other = (SimpleNamespace(times=times) for times in ([1.0, 2.0, 4.0], [3.0, 4.0, 20.0]))
+    assert bench.beside(one, other) == "3.00 (2.50-4.00)" and bench.beside(one, None) == "-"  # of 3, 2, 5
