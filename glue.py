@@ -109,10 +109,9 @@ def read_task(folder, task, split):
     t = TASKS[task]
     split = {"dev": t.dev[0], "test": t.test[0]}.get(split, split)
     path, test, number, examples, skipped = Path(folder) / task / f"{split}.tsv", split in t.test, 1, [], 0
-    # subtle: not csv, which swallows rows behind a `"`; nor splitlines, for which U+2028 within a text ends a line
+    # subtle: csv would swallow rows behind a `"`, splitlines cut at U+2028. CoLA's train and dev have no header
     lines = ((number, line.rstrip("\r\n").split("\t")) for number, line in data.read_lines(path))
-    bare = task == "CoLA" and not test  # these files have no header
-    row = header = ["source", "label", "mark", "sentence"] if bare else next(lines, (1, []))[1]
+    row = header = ["source", "label", "mark", "sentence"] if task == "CoLA" and not test else next(lines, (1, [""]))[1]
     names, labels = t.text if test else (*t.text, t.label), " or ".join(t.labels or ["0..5"])
     try:
         columns = [header.index(name) for name in names]
@@ -125,8 +124,10 @@ def read_task(folder, task, split):
             if len(row) != len(header) or not 0 <= (label or 0) <= 5:
                 raise ValueError
             examples.append((cells[0], cells[1] if len(cells) > 1 else None, label))
+        if not examples:
+            raise ValueError
     except (ValueError, IndexError):
-        raise UserError(f"{path}:{number}: {' | '.join(row)[:99]!r}; expected {len(header)} columns, with "
+        raise UserError(f"{path}:{number}: {' | '.join(row)[:99]!r}; expected rows of {len(header)} columns, with "
                         f"{', '.join(names)}" + f" ({labels})" * (not test)) from None
     if skipped:
         print(f"{path}: {skipped} short rows skipped")
@@ -400,9 +401,8 @@ def best_span(w, logits, max_answer):
     owned = w.owned & (w.spans[:, 0] < w.spans[:, 1])
     if not owned.any():
         return -math.inf, 0, 0
-    end = np.append(end, np.full(max_answer - 1, -np.inf))
-    ends = np.lib.stride_tricks.sliding_window_view(end, max_answer)  # (m, max_answer): at this token, the next, ..
-    total = np.where(owned[:, None], start[:, None] + ends, -np.inf)
+    ends = np.lib.stride_tricks.sliding_window_view(np.append(end, [-np.inf] * (max_answer - 1)), max_answer)
+    total = np.where(owned[:, None], start[:, None] + ends, -np.inf)  # (m, max_answer): to the same token, the next, ..
     first, more = np.unravel_index(total.argmax(), total.shape)
     return total[first, more], w.spans[first, 0], w.spans[first + more, 1]
 
