@@ -1,15 +1,14 @@
 """The model: backbones of attention graphs and light convolutions, BERT's embeddings and heads, pre-training.
 
 Paper Sec. 3.1 (inter-layer search space), Fig. 1 and 7, Table 6, App. D. A backbone is a tuple of genes, one a layer:
-a formula of ops.py for an attention layer, or "conv K" for a convolution of K taps. Everything around them is BERT:
-embeddings, residuals, LayerNorms, a feed-forward part of width 4d, a pooler, pre-training by MLM and NSP.
+a formula of ops.py for an attention, or "conv K" for a convolution of K taps. Everything around them is BERT.
 
     n tokens, d hidden size, H heads, d_h = d/H head size, k kernel taps, L layers, B rows, P masked places, V pieces
 
-    python autobert.py summary                                      # parameters and FLOPs
-    python autobert.py train                                        # MLM + NSP; the same command again goes on
-    torchrun --nproc-per-node 8 -- autobert.py train --size base --corpus FOLDER    # on many devices
-    python autobert.py export                                       # weights and reference vectors for a port
+    python autobert.py summary     # parameters and FLOPs
+    python autobert.py train       # MLM + NSP; the same command again goes on
+    torchrun --nproc-per-node 8 -- autobert.py train --size base --corpus FOLDER
+    python autobert.py export      # weights and reference vectors for a port
 Read after ops.py and data.py; then supernet.py. The model ends where "Training" begins.
 """
 import functools
@@ -57,12 +56,12 @@ PRECISION = flag("auto", "auto: bf16 by autocast on CUDA that has it, else fp32"
 class PretrainSettings:
     """One pre-training run."""
     steps: int = flag(2000, "steps in all")
-    batch: int = flag(16, "rows, each a pair of texts, of a step")
+    batch: int = flag(16, "rows a step, each a pair of texts")
     n: int = flag(40, "tokens a row")
     lr: float = flag(2e-3, "peak learning rate")
     warmup: float = flag(0.1, "share of the steps in which it rises")
     beta2: float = flag(0.98, "Adam's second beta")
-    accumulate: int = flag(1, "pieces that a batch is worked through in, to save memory")
+    accumulate: int = flag(1, "pieces a batch is worked through in; saves memory")
     precision: str = PRECISION
     seed: int = flag(0, "of weights, batches and dropout")
 
@@ -308,7 +307,7 @@ class Diverged(UserError):
     """Training met a loss that is not finite."""
 
 def lr_at(step, steps, peak, warmup):
-    """The learning rate of step 0, 1, .. steps - 1: linear up over the first `warmup` share, then down towards 0.
+    """The rate of step 0, 1, .. steps - 1: linear up over the first `warmup` share, then down towards 0.
     Example: lr_at(0, 10, 1.0, 0.2) -> 0.5; lr_at(1, ...) -> 1.0; lr_at(9, ...) -> 0.125"""
     rising = max(1, round(warmup * steps))
     return peak * min((step + 1) / rising, (steps - step) / max(1, steps - rising + 1))
@@ -353,8 +352,8 @@ def to_device(batch, device):
 
 def pretrain(model, batches, s, device, report=None, offset=0, optimizer=None, first=0, rank=0, world=1):
     """Train in place on batches.batch(offset + step) for step = first .. s.steps - 1; s: PretrainSettings.
-    A hundred times comes report(steps done, learning rate, mlm, nsp), and Diverged if a loss is not finite.
-    optimizer: as it was behind step first - 1. rank, world: this process's among those of torchrun."""
+    A hundred times comes report(steps done, learning rate, mlm, nsp), or Diverged. optimizer: as it was behind step
+    first - 1. rank, world: this process's among those of torchrun."""
     if s.batch < s.accumulate * world:
         raise UserError(f"--batch {s.batch}: fewer rows than --accumulate {s.accumulate} in each of {world} processes")
     model.to(device).train()
@@ -401,13 +400,13 @@ def span(seconds):
 
 # ---- Checkpoints ----
 def save_checkpoint(path, model, tokenizer, **more):
-    """One file with config, backbone, weights and tokenizer: all that fine-tuning needs. more: beside them."""
+    """One file with config, backbone, weights and tokenizer; more: beside them."""
     data.write_beside(path, lambda file: torch.save({
         "config": asdict(model.encoder.config), "backbone": list(model.encoder.backbone), "state": model.state_dict(),
         "tokenizer": torch.frombuffer(bytearray(tokenizer.proto), dtype=torch.uint8), **more}, file))
 
 def load_checkpoint(path, device="cpu"):
-    """(Pretraining, Tokenizer, all that the file holds); only tensors and plain values are ever read from it."""
+    """(Pretraining, Tokenizer, all that the file holds); only tensors and plain values are ever read."""
     try:
         content = torch.load(path, map_location=device, weights_only=True)
         model = Pretraining(ModelConfig(**content["config"]), content["backbone"])
@@ -435,13 +434,13 @@ def start(s, about, out):
 
 def train(s: PretrainSettings, corpus: str = "toy/corpus.txt", backbone: str = "autobert-zero", init: str = "",
           size: tuple(SIZES) = "toy", device: str = "auto", compile: bool = False, out: str = "model.pt"):
-    """Pre-train a backbone with MLM + NSP; writes a checkpoint and, beside it, its losses as OUT.tsv. The same command
-    again goes on where it stopped. Under torchrun all processes train it together, from a prepared corpus.
+    """Pre-train a backbone with MLM + NSP; writes a checkpoint and its losses, OUT.tsv. The same command again goes on
+    where it stopped. Under torchrun all processes train it together, from a prepared corpus.
 
     corpus: a folder that `data.py prepare` wrote, or a text file
-    backbone: bert, autobert-zero, att-only, conv-only, or a file such as a search's best.json
-    init: a checkpoint with the backbone and the weights to begin with (see supernet.py)
-    size: of the model; it has settings of its own
+    backbone: bert, autobert-zero, att-only, conv-only, or a search's best.json
+    init: a checkpoint with the weights to begin with (see supernet.py)
+    size: of the model, with settings of its own
     device: auto, cpu, cuda, cuda:1, ..; mps is untested
     out: the checkpoint"""
     rank, world, local = (int(os.environ.get(key, k)) for key, k in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))

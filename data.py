@@ -1,7 +1,7 @@
 """Text in, arrays out: tokenizer, a corpus on disk, BERT's sentence pairs and masks; the command line of all scripts.
 
-The paper (Sec. 4.1) pre-trains as BERT does: masked language modelling (MLM) and next-sentence prediction (NSP). A
-corpus is text with one sentence per line and a blank line between documents. It is encoded once, then mapped.
+The paper (Sec. 4.1) pre-trains as BERT does: masked language modelling (MLM) and next-sentence prediction (NSP).
+A corpus is text with one sentence per line and a blank line between documents; it is encoded once, then mapped.
 
     text files -> prepare -> Corpus -> make_pairs (NSP) -> pack, collate -> mask_tokens (MLM) -> a batch
 
@@ -52,8 +52,8 @@ def add_flag(parser, name, kind, default, help="", **how):
     parser.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=help + shown, **how)
 
 def call(function, argv, prog):
-    """Call a function with flags from argv: each parameter is one, with the help that a line `name: help` of the
-    docstring gives; of a parameter whose type is a dataclass each field is one, and those given arrive as a dict."""
+    """Call a function with flags from argv: each parameter is one, its help a line `name: help` of the docstring. Of a
+    parameter whose type is a dataclass each field is one, and those given arrive as a dict."""
     def fail(message):
         raise UserError(f"{message}; see {prog} --help")
 
@@ -75,9 +75,7 @@ def call(function, argv, prog):
 
 def run(doc, *functions, usual=None):
     """The command line of a script: `script.py COMMAND --flags`, or the function `usual` where no command is named.
-
-    A command is a function, its parameters are its flags, its docstring is its help. What a user can get wrong ends in
-    one line on stderr and exit code 2."""
+    What a user can get wrong ends in one line on stderr and exit code 2."""
     commands, (script, *argv) = {f.__name__.replace("_", "-"): f for f in functions}, sys.argv
     try:
         if argv and argv[0] in commands:
@@ -101,13 +99,13 @@ def run(doc, *functions, usual=None):
     sys.exit(2)
 
 def check_same(stored, given, out):
-    """UserError, naming what differs, unless two dicts of settings are equal: so the same command goes on, no other."""
+    """UserError, naming what differs, unless two dicts of settings are equal."""
     if differ := [key for key in given if stored.get(key) != given[key]]:
         what = ", ".join(f"{key} {stored.get(key)}, not {given[key]}" for key in differ[:3])
         raise UserError(f"--out {out}: a run with other settings ({what}); name another")
 
 def write_beside(path, content):
-    """Write str, or what content(file) writes, to a neighbour and rename it: the file is there whole or not at all."""
+    """Write str, or what content(file) writes, to a neighbour and rename it: whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     neighbour = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -118,7 +116,7 @@ def write_beside(path, content):
 # ---- Reading text ----
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 def read_lines(path):
-    """Yield (line number, text) of a UTF-8 file, plain, .gz or .xz; UserError with file:line where it is not UTF-8."""
+    """Yield (line number, text) of a UTF-8 file, plain, .gz or .xz."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     with OPENERS.get(Path(path).suffix, open)(path, "rb") as file:
@@ -214,7 +212,7 @@ def prepare(text: tuple[str, ...] = ("toy/corpus.txt",), out: str = "corpus", vo
     text: files, plain, .gz or .xz: one sentence per line, a blank line between documents
     out: a new folder
     vocab: number of pieces of the tokenizer
-    seed: of the sentences that the tokenizer learns from, where the corpus is very large"""
+    seed: of the tokenizer's choice of sentences"""
     about = {"text": [os.path.abspath(path) for path in text], "vocab": vocab, "seed": seed}
     folder = Path(out)
     if (folder / "settings.json").exists():

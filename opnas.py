@@ -1,16 +1,15 @@
 """Operation-Priority NAS (paper Sec. 3.2, Algorithm 1, Eq. 3): the search, from text to a judged backbone.
 
 An evolution over backbones. Random ones are scored first; then, round by round, the best are mutated, the mutants
-start from the super-net's weights, pre-train for a short while, and their mean score on a few tasks is their fitness.
-What a mutation puts in is drawn by upper confidence bounds (UCB): per position in an attention's path how well each op
-has done there, per layer how well each kernel has.
+start from the super-net's weights, pre-train briefly, and their mean score on a few tasks is their fitness. What a
+mutation puts in is drawn by upper confidence bounds (UCB): how well each op has done at a position of an attention's
+path, and each kernel in a layer.
 
-    M         all candidates ever scored (the population; nothing ages)      K    parents of a round
-    u_i       UCB score of op or kernel i (Eq. 3)                            p    softmax(u / tau), what is drawn
-    mu_i      mean score of the candidates with i at that place              N_i  how often it stood there, N their sum
+    M      all candidates ever scored; nothing ages             K    parents of a round
+    u_i    UCB score of op or kernel i (Eq. 3)                  p    softmax(u / tau), what is drawn
+    mu_i   mean score of the candidates with i at that place    N_i  how often it stood there, N their sum
 
     python opnas.py    # toy size, made-up language; the same command again goes on
-    python opnas.py --preset small --corpus CORPUS --glue GLUE --out runs/small
 
 Read last. The method ends where "A run" begins.
 """
@@ -47,27 +46,27 @@ class SearchSettings:
     strategy: str = flag("op-nas", "of Fig. 6", choices=("op-nas", "ea+ws", "random+ws", "random"))
     warm: int = flag(4, "backbones of a first generation, which warms the super-net")
     cold: int = flag(5, "times as many steps for the first generation")
-    population: int = flag(12, "random backbones at the start, |M| (Alg. 1 l.1), the first generation among them")
+    population: int = flag(12, "random backbones at the start, |M| (Alg. 1 l.1), with the first generation")
     parents: int = flag(2, "K, the best that are mutated each round (l.4)")
     children: int = flag(2, "mutants of each parent (l.5)")
     rounds: int = flag(4, "rounds of mutation (l.3)")
-    again: int = flag(1, "1: each round judges its parents again, and the last score counts; 0: not")
-    finalists: int = flag(3, "the best that are judged again at the end, the winner among them")
-    alpha: float = flag(None, "weight of the UCB bonus; default: 0.1 standard deviations of the scores")
-    tau: float = flag(None, "temperature of p = softmax(u / tau); 1: the literal paper; default: 0.1 sd")
-    collapse: float = flag(0.5, "least token-varying share of the last hidden states before training; 0: any")
+    again: int = flag(1, "1: parents are judged again in each round, and the last score counts; 0: not")
+    finalists: int = flag(3, "the best, judged again at the end; one of them wins")
+    alpha: float = flag(None, "weight of the UCB bonus; default: 0.1 sd of the scores")
+    tau: float = flag(None, "temperature of p; 1: the literal paper; default: 0.1 sd of the scores")
+    collapse: float = flag(0.5, "least share of the hidden states that varies with the token; 0: any")
     rows: int = flag(1000, "most training rows of a task; 0: all")
     steps: int = flag(100, "pre-training steps of a candidate")
-    final_steps: int = flag(2000, "pre-training steps of the winner, bert and autobert-zero, each from scratch")
+    final_steps: int = flag(2000, "pre-training steps of winner, bert and autobert-zero")
     final_seeds: int = flag(1, "final trainings of each")
-    seed: int = flag(0, "every random draw of the run comes from it")
+    seed: int = flag(0, "of everything random")
     pretrain: autobert.PretrainSettings = autobert.PRETRAIN["toy"]
     tune: glue.FinetuneSettings = glue.PRESETS["toy"]
 
 _paper = replace(autobert.PRETRAIN["base"], lr=2e-4, warmup=0.02)
 PAPER = SearchSettings(  # App. D.1: 100 + 27 * 25 = 775 candidates, 24,000 hours on V100s
-    "base", tuple(glue.TASKS), population=100, parents=5, children=5, rounds=27, alpha=0.01, rows=0, steps=40_000, cold=1,
-    final_steps=1_000_000, pretrain=_paper, tune=glue.PRESETS["paper"])
+    "base", tuple(glue.TASKS), population=100, parents=5, children=5, rounds=27, alpha=0.01, rows=0, cold=1,
+    steps=40_000, final_steps=1_000_000, pretrain=_paper, tune=glue.PRESETS["paper"])
 SMALL = replace(PAPER, size="small", tasks=("CoLA", "MRPC", "RTE", "STS-B"), population=50, rounds=4, alpha=None,
                 steps=2000, cold=5, final_steps=40_000, pretrain=replace(_paper, batch=64, lr=5e-4))
 PRESETS = {"toy": SearchSettings(), "small": SMALL, "paper": PAPER}
@@ -75,9 +74,8 @@ PRESETS = {"toy": SearchSettings(), "small": SMALL, "paper": PAPER}
 # ---- UCB (Eq. 3) ----
 class OperationPriority:
     """What has done well where: a table of ops per position of an attention's path, a table of kernels per layer.
-    The position tables are shared by all layers; a path of length k uses the first k of them. A place is a position
-    (an int) or ("layer", i). CHOICE: an op is drawn for the position where it grows or is put in, and counted at its
-    position in the canonical path, which may be another; the paper does not say how a graph becomes a path."""
+    All layers share the position tables. A place is a position (an int) or ("layer", i). CHOICE: an op is drawn for the
+    position where it is put in, and counted at its position in the canonical path, which may be another."""
     def __init__(self, candidates=(), alpha=None, tau=None):
         scores = [c.score for c in candidates if c.score is not None]
         worst, sd = min(scores, default=0.0), statistics.pstdev(scores) if scores else 0.0
@@ -85,23 +83,23 @@ class OperationPriority:
         self.tables = collections.defaultdict(lambda: collections.defaultdict(list))  # place -> choice -> scores
         for c in candidates:
             for place, choice in places(c.backbone):
-                # CHOICE: what was trained and then rejected is evidence against its ops, with the worst score
+                # CHOICE: what was trained and then rejected counts with the worst score
                 self.tables[place][choice].append(worst if c.score is None else c.score)
 
     def ucb(self, place):
-        """{choice: u} at a place. u_i = mu_i + alpha * sqrt(2 ln N / N_i)  (Eq. 3)"""
+        """{choice: u} at a place: u_i = mu_i + alpha * sqrt(2 ln N / N_i)  (Eq. 3)"""
         table = dict(self.tables.get(place, {}))
         mean = statistics.fmean([x for scores in table.values() for x in scores] or [0.0])
         if not isinstance(place, int):  # CHOICE: a kernel never sampled counts once, with the mean of its layer
             table = {kernel: table.get(kernel, [mean]) for kernel in KERNELS}
         N = sum(map(len, table.values()))
-        # CHOICE: an op never sampled here gets the mean of the place; an infinite bonus would force what is never legal
+        # CHOICE: an op never sampled here has u = the place's mean; an infinite one would force what is never legal
         return {i: statistics.fmean(table[i]) + self.alpha * math.sqrt(2 * math.log(N) / len(table[i]))
                 if i in table else mean for i in (ops.OPS if isinstance(place, int) else KERNELS)}
 
     def p(self, place):
         """{choice: probability} at a place: softmax(u / tau).
-        DEVIATION: the paper has no tau, that is tau = 1; on scores in [0, 1] this is nearly uniform sampling."""
+        DEVIATION: the paper has no tau, that is tau = 1; on scores in [0, 1] this is nearly uniform."""
         u = self.ucb(place)
         weight = {i: math.exp((u_i - max(u.values())) / self.tau) if self.tau else 1.0 for i, u_i in u.items()}
         return {i: w / sum(weight.values()) for i, w in weight.items()}
@@ -119,7 +117,7 @@ class OperationPriority:
         return statistics.fmean(map(math.exp, entropies)) if seen else 0.0, counted
 
 def places(backbone):
-    """Yield (place, choice) of all that a backbone is made of. Example: ("conv 3", "-Q") -> (("layer", 0), 3), (0, "neg")"""
+    """Yield (place, choice) of a backbone. Example: ("conv 3", "-Q") -> (("layer", 0), 3), (0, "neg")"""
     for layer, gene in enumerate(backbone):
         kernel = kernel_of(gene)
         yield from [(("layer", layer), kernel)] if kernel else enumerate(op for op, *_ in ops.parse(gene))
@@ -148,8 +146,8 @@ def with_gene(backbone, layer, gene):
     return (*backbone[:layer], gene, *backbone[layer + 1:])
 
 def mutate_inter(backbone, tables, rng, counts):
-    """MutationInterLayer (l.6): with p = 1/2 flip the type of a uniformly chosen layer, its content drawn by UCB.
-    DEVIATION: the paper's is random; here what the new layer holds is drawn from the tables like any op or kernel."""
+    """MutationInterLayer (l.6): with p = 1/2 flip the type of a uniformly chosen layer.
+    DEVIATION: in the paper it is random; here what the new layer holds is drawn from the tables, too."""
     if rng.random() < 0.5:
         return backbone
     layer = rng.randrange(len(backbone))
@@ -157,8 +155,7 @@ def mutate_inter(backbone, tables, rng, counts):
     return with_gene(backbone, layer, new)
 
 def mutate_dag(dag, tables, rng):
-    """One edit of a path: replace an op, insert one, delete one, rewire one. May be illegal. CHOICE: these odds; the
-    paper says only that the op at each position is drawn by UCB."""
+    """One edit of a path: replace an op, insert one, delete one, rewire one. May be illegal. CHOICE: these odds."""
     edit = rng.choices(("replace", "insert", "delete", "rewire"), (0.5, 0.2, 0.2, 0.1))[0]
     t = rng.randrange(len(dag) + (edit == "insert"))  # an insertion may also come behind the output
     slot, nodes = 4 + t, [list(node) for node in dag]
@@ -229,30 +226,27 @@ def best_of(candidates, k):
     return sorted((c for c in candidates if c.score is not None), key=lambda c: (-c.score, c.number))[:k]
 
 def plan(s):
-    """[(kind, new candidates)] of all rounds. Example: toy -> first 4, again 0, random 4, random 4, mutants 4, .., last 0
-
-    CHOICE: scores of different rounds must be comparable, though M never ages and the super-net matures. So a first
-    generation, which has both branches of every layer, warms it before anything counts; it is judged again as part of
-    M_0, as the parents are in each round, and the best few at the end. "Until convergence" (l.13) is a number of rounds."""
+    """[(kind, new candidates, ones judged again)] of each round. CHOICE: scores of different rounds must be comparable,
+    though the super-net matures. So a first generation with both branches of every layer warms it before anything
+    counts; it is judged again as part of M_0, as the parents are in each round and the best at the end."""
     size, shares, evolves = s.parents * s.children, s.strategy != "random", s.strategy in ("op-nas", "ea+ws")
-    first = s.warm * shares
-    # M_0 comes a round's size at a time (l.1, l.2), or all of it would start from an untrained super-net
-    chunks = [("random", min(size, s.population - i)) for i in range(first, s.population, size)]
-    rounds = [("mutants" if evolves else "random", size)] * s.rounds
-    return [("first", first), ("again", 0)] * bool(first) + chunks + rounds + [("last", 0)] * (shares and s.finalists > 0)
+    first, last = s.warm * shares, s.finalists * shares
+    # CHOICE: M_0 comes a round's size at a time (l.1, l.2), or all of it would start from an untrained super-net
+    chunks = [("random", min(size, s.population - i), 0) for i in range(first, s.population, size)]
+    # CHOICE: "until convergence" (l.13) is a number of rounds
+    rounds = [("mutants", size, s.parents * s.again) if evolves else ("random", size, 0)] * s.rounds
+    return [("first", first, 0), ("again", 0, first)] * (first > 0) + chunks + rounds + [("last", 0, last)] * (last > 0)
 
 def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda *_: None):
-    """Algorithm 1, or another strategy of Fig. 6. Returns every Candidate, those turned away too, in order.
-
-    fitness(round, batch, log) -> the judged Candidates of a round; they share one snapshot of the super-net (l.8, l.9).
-    log: the Candidates of rounds that are over; a round depends on them and on the seed alone, so that a stopped search
-    goes on from them. probe(backbone): None, or why it is turned away untrained."""
+    """Algorithm 1, or another strategy of Fig. 6 -> every Candidate, those turned away too.
+    fitness(round, batch, log) -> the batch, judged from one snapshot of the super-net (l.8, l.9). probe(backbone) ->
+    None, or why it is turned away untrained. log: of rounds that are over; a round depends on it and the seed alone."""
     log = list(log)
-    for number, (kind, size) in list(enumerate(plan(s)))[len({c.round for c in log}):]:  # l.3
+    for number, (kind, size, repeated) in list(enumerate(plan(s)))[len({c.round for c in log}):]:  # l.3
         rng, counts, M = random.Random(f"{s.seed} {number}"), collections.Counter(), last_of(log)
         tables = OperationPriority(M, s.alpha, math.inf if s.strategy == "ea+ws" else s.tau)  # l.12
         parents = best_of(M, s.parents)  # l.4
-        again = {"again": M, "mutants": parents * s.again, "last": best_of(M, s.finalists)}.get(kind, [])
+        again = (M if kind == "again" else best_of(M, repeated))[:repeated]
         batch, seen, tries = [replace(c, round=number) for c in again], {c.backbone for c in log}, 100 * size
         for i in range(size):
             parent, reason = parents[i % len(parents)] if kind == "mutants" and parents else None, "not tried"  # l.5
@@ -276,16 +270,15 @@ class Proxy:
     """Judges candidates: the text, tasks and settings of a run's folder, loaded once in every process."""
     def __init__(self, folder, device):
         torch.set_num_threads(1)  # the same result for any number of workers; a small model needs no more
-        self.folder, self.device = folder, device
-        about, self.s = settings_in(folder)
-        self.corpus, s = data.Corpus(about["corpus"]), self.s
+        (corpus, tables, s), self.folder, self.device = settings_in(folder), folder, device
+        self.s, self.corpus = s, data.Corpus(corpus)
         self.config = replace(autobert.SIZES[s.size], vocab=self.corpus.tokenizer.vocab_size)
         self.batches, self.held_out = (data.PretrainingData(self.corpus, part, s.pretrain.n, s.pretrain.batch, s.seed)
                                        for part in data.split_held_out(self.corpus))
         share = np.bincount(self.corpus.tokens) / len(self.corpus.tokens)
         self.unigram = -float((share[share > 0] * np.log(share[share > 0])).sum())  # nats
-        self.tasks = {task: [glue.encode(glue.read_task(about["glue"], task, split), self.corpus.tokenizer, s.tune.n)
-                             for split in ("train", glue.TASKS[task].dev[0])] for task in s.tasks}
+        self.tasks = {task: [glue.encode(glue.read_task(tables, task, split), self.corpus.tokenizer, s.tune.n)
+                             for split in ("train", "dev")] for task in s.tasks}
 
     def model(self, backbone, seed):
         """A model with random weights."""
@@ -294,8 +287,8 @@ class Proxy:
 
     def probe(self, backbone):
         """Why a backbone is not worth training, or None: seen on one batch, from random weights.
-        CHOICE: collapsed = the last hidden states are nearly the same at every token of a text. Random graphs, above all
-        with dist, give large, nearly constant outputs, and the LayerNorm behind them then wipes the tokens out."""
+        CHOICE: collapsed = nearly the same hidden states at every token. Random graphs, above all with dist, often give
+        large, nearly constant outputs, and the LayerNorm behind them then wipes the tokens out."""
         model = self.model(backbone, self.s.seed).to(self.device).eval()
         batch = autobert.to_device(autobert.piece(self.held_out.batch(0)), self.device)
         loss = model(batch).sum()
@@ -316,48 +309,49 @@ class Proxy:
         return autobert.held_out_loss(model, self.held_out, 16, self.device, s.precision)
 
     def scores(self, model, seed, final=False):
-        """((task, score in [0, 1]), ..) after fine-tuning a copy.
-        DEVIATION: a candidate is scored on a tenth of the training rows; so no search ever sees dev, on which the final
-        models are. The paper selects on dev."""
+        """((task, score in [0, 1]), ..) after fine-tuning a copy. DEVIATION: candidates are scored on a tenth of the
+        training rows, so that dev, on which the final models are, is new to the winner. The paper selects on dev."""
         found = []
         for task, ((rows, labels), dev) in self.tasks.items():
             order = np.random.default_rng(seed).permutation(len(rows))
-            unseen, order = order[:len(order) // 10], order[len(order) // 10:][:self.s.rows or None]
-            train, held = (([rows[i] for i in part], labels[part]) for part in (order, unseen))
-            _, score = glue.finetune(model.encoder, task, train, dev if final else held, self.s.tune, seed, self.device)
+            parts = order[len(order) // 10:][:self.s.rows or None], order[:len(order) // 10]
+            train, unseen = (([rows[i] for i in part], labels[part]) for part in parts)
+            judges = dev if final else unseen
+            _, score = glue.finetune(model.encoder, task, train, judges, self.s.tune, seed, self.device)
             found.append((task, glue.unit_score(score)))
         return tuple(found)
 
     def judge(self, path, backbone, steps, offset):
         """Alg. 1 l.8 and l.9: write what a round needs to know of a candidate, and its pre-trained weights."""
-        start, s, mlm, nsp, tasks, reason = time.time(), self.s, None, None, (), ""
-        slots = None if s.strategy == "random" else load(self.folder / "state.pt")["slots"]
-        child = supernet.SuperNet(self.config, slots=slots).child(backbone) if slots else self.model(backbone, s.seed)
+        start, seed, tasks, reason, found = time.time(), self.s.seed, (), "", (None, None)
+        slots = None if self.s.strategy == "random" else load(self.folder / "state.pt")["slots"]
+        child = supernet.SuperNet(self.config, slots=slots).child(backbone) if slots else self.model(backbone, seed)
         try:
-            mlm, nsp = self.pretrain(child, steps, s.seed, offset)
-            reason = "" if mlm < self.unigram - 0.05 or not slots else "no learning"
-            tasks = () if reason else self.scores(child, s.seed)
+            found = self.pretrain(child, steps, seed, offset)
+            reason = "" if found[0] < self.unigram - 0.05 or not slots else "no learning"
+            tasks = () if reason else self.scores(child, seed)
         except autobert.Diverged:
             reason = "diverged"
-        weights = child.state_dict() if tasks and slots else {}  # pre-trained; fine-tuning has changed a copy
-        save(path, {"score": statistics.fmean(x for _, x in tasks) if tasks else None, "reason": reason, "mlm": mlm,
-                    "nsp": nsp, "tasks": tasks, "seconds": time.time() - start, "weights": weights})
+        score = statistics.fmean(x for _, x in tasks) if tasks else None
+        save(path, {"score": score, "reason": reason, "mlm": found[0], "nsp": found[1], "tasks": tasks,
+                    "seconds": time.time() - start, "weights": child.state_dict() if tasks and slots else {}})
 
     def final(self, path, backbone, seed):
         """Write a checkpoint of a full training from scratch, with its losses and scores."""
         model = self.model(backbone, seed)
         mlm, nsp = self.pretrain(model, self.s.final_steps, seed)
-        autobert.save_checkpoint(path, model, self.corpus.tokenizer, mlm=mlm, nsp=nsp, tasks=self.scores(model, seed, True))
+        tasks = self.scores(model, seed, final=True)
+        autobert.save_checkpoint(path, model, self.corpus.tokenizer, mlm=mlm, nsp=nsp, tasks=tasks)
 
 # ---- A run: its folder, its workers, going on after a kill ----
 PROXY = None  # a process's own
 
 def settings_in(folder):
-    """(all that settings.json holds, its SearchSettings)."""
+    """(corpus, glue, SearchSettings) of a run."""
     about = json.loads((folder / "settings.json").read_text())
-    s = about["settings"]
-    nested = {"pretrain": autobert.PretrainSettings(**s["pretrain"]), "tune": glue.FinetuneSettings(**s["tune"])}
-    return about, SearchSettings(**{**s, **nested})
+    about["pretrain"] = autobert.PretrainSettings(**about["pretrain"])
+    about["tune"] = glue.FinetuneSettings(**about["tune"])
+    return about.pop("corpus"), about.pop("glue"), SearchSettings(**about)
 
 def start_worker(folder, device):
     """What each process does first. A worker ends with its parent, however that ends."""
@@ -370,7 +364,7 @@ def start_worker(folder, device):
     PROXY = Proxy(folder, autobert.find_device(device, rank))
 
 def once(method, path, *arguments):
-    """PROXY.method(path, ..) unless the file is there: a kill loses what is being worked on, and nothing that is done."""
+    """PROXY.method(path, ..) unless the file exists: a kill loses only what is being worked on."""
     if not path.exists():
         getattr(PROXY, method)(path, *arguments)
 
@@ -394,7 +388,7 @@ class Run:
     def fitness(self, number, batch, log):
         """For evolve: judge a round from one snapshot of the super-net, then write its weights back, best last."""
         state, judged, shares = load(self.folder / "state.pt"), [], self.s.strategy != "random"
-        # CHOICE: an untrained super-net is trained longer, or its children could not be told from ones that learn nothing
+        # CHOICE: an untrained super-net trains longer, or none of its children would have learned anything
         steps = self.s.steps * (self.s.cold if number == 0 and shares else 1)
         paths = [self.folder / f"round-{number}-{c.number}.pt" for c in batch]
         jobs = [("judge", path, c.backbone, steps, state["offset"]) for c, path in zip(batch, paths)]
@@ -413,20 +407,16 @@ class Run:
         return judged
 
     def tell(self, c, log):
-        """Print a judged Candidate: its score, the best so far, the time left, and the layers that its parent has not."""
-        s, M, self.done = self.s, last_of(log), self.done + 1
-        todo = judgements(s) - sum(c.number is not None for c in log)
+        """Print a judged Candidate: its score, the best so far, the time left, the layers that its parent has not."""
+        M, self.done = last_of(log), self.done + 1
+        *_, counts, repeats = zip(*plan(self.s))
+        left = (sum(counts + repeats) - sum(c.number is not None for c in log)) * (time.time() - self.begun) / self.done
         best = max((x.score for x in M if x.score is not None), default=0)
         parent = next((x.backbone for x in M if x.number == c.parent), ())
         new = " ".join(f"L{i} {gene}" for i, gene in enumerate(c.backbone, 1) if parent[i - 1:i] != (gene,))
-        print(f"cand={c.number}/{s.population + s.rounds * s.parents * s.children} round={c.round} "
-              f"score={c.reason if c.score is None else f'{c.score:.3f}'} best={best:.3f} "
-              f"left={autobert.span(todo * (time.time() - self.begun) / self.done)} | {new}"[:120], flush=True)
-
-def judgements(s):
-    """How many there are in a search."""
-    again = {"again": s.warm, "mutants": s.parents * s.again, "last": s.finalists}
-    return sum(size + again.get(kind, 0) for kind, size in plan(s))
+        score = c.reason if c.score is None else f"{c.score:.3f}"
+        line = f"cand={c.number}/{sum(counts)} round={c.round} score={score} best={best:.3f} left={autobert.span(left)}"
+        print(f"{line} | {new}"[:120], flush=True)
 
 def write_table(path, log):
     """candidates.tsv: a judgement a row, and each backbone that the probe turned away."""
@@ -444,32 +434,30 @@ def note(number, kind, counts, tables):
           *(f"{key.replace(' ', '-')}={count}" for key, count in counts.items()), flush=True)
 
 # ---- The final judgement ----
-T95 = (12.7, 4.3, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t, two-sided 95 %, for 1, 2, .. degrees of freedom
-
 def verdict(gaps):
-    """One sentence on the winner's average minus bert's, over final seeds."""
-    mean, error = statistics.fmean(gaps), math.inf
-    if len(gaps) > 1:
-        error = T95[min(len(gaps) - 2, 8)] * statistics.stdev(gaps) / math.sqrt(len(gaps))
+    """One sentence on the winner's average minus bert's; gaps: (seeds,), in points."""
+    n, mean = len(gaps), gaps.mean()
+    if n == 1:
+        return f"The winner ended {mean:+.1f} from bert. One training of each is no evidence: see --final-seeds."
+    t95 = {2: 12.7, 3: 4.3, 4: 3.18, 5: 2.78}.get(n, 2.57)  # Student's t
+    error = t95 * gaps.std(ddof=1) / math.sqrt(n)
     where = "above" if mean > error else "below" if mean < -error else "level with"
-    if len(gaps) == 1:
-        where = f"{'above' if mean > 0 else 'below'} (by one training of each, which is no evidence)"
-    return f"The winner is {where} bert: {mean:+.1f}" + f" +- {error:.1f}, over {len(gaps)} trainings" * (len(gaps) > 1)
+    return f"The winner is {where} bert: {mean:+.1f} ± {error:.1f} (95 %, {n} trainings of each)."
 
 def judge_winner(run, winner):
     """Train winner, bert and autobert-zero from scratch with one budget; print and keep the table."""
     seeds, published = range(run.s.final_seeds), ("bert", "autobert-zero")
     backbones = {"best": winner} | {name: autobert.load_backbone(name, len(winner)) for name in published}
-    list(run.map(once, *zip(*(("final", run.folder / f"{name}-{seed}.pt", genes, seed) for seed in seeds
-                              for name, genes in backbones.items()))))
+    jobs = [("final", run.folder / f"{name}-{i}.pt", genes, i) for i in seeds for name, genes in backbones.items()]
+    list(run.map(once, *zip(*jobs)))
     lines, averages = ["".join(f"{x:>14}" for x in ("", *run.s.tasks, "average", "MLM", "NSP", "params"))], {}
     for name, genes in backbones.items():
-        found = [load(run.folder / f"{name}-{seed}.pt") for seed in seeds]
-        tasks = np.array([[100 * x for _, x in f["tasks"]] for f in found])  # (seeds, tasks)
+        found = [load(run.folder / f"{name}-{i}.pt") for i in seeds]
+        tasks = 100 * np.array([[x for _, x in f["tasks"]] for f in found])  # (seeds, tasks)
         averages[name] = tasks.mean(1)
         columns = [*tasks.T, averages[name], [f["mlm"] for f in found], [f["nsp"] for f in found]]
-        params = autobert.count_parameters(PROXY.config, genes)["total"]
-        lines.append(f"{name:>14}" + "".join(f"{np.mean(x):7.4g} ±{np.std(x):5.2g}" for x in columns) + f"{params:>14,}")
+        cells = "".join(f"{np.mean(x):8.3f} ±{np.std(x):4.1f}" for x in columns)
+        lines.append(f"{name:>14}{cells}{autobert.count_parameters(PROXY.config, genes)['total']:>14,}")
     lines += [f"L{i} {gene}" for i, gene in enumerate(winner, 1)] + [verdict(averages["best"] - averages["bert"])]
     data.write_beside(run.folder / "table.txt", "\n".join(lines) + "\n")
     print("\n".join(lines))
@@ -486,14 +474,13 @@ def search(s: SearchSettings, preset: tuple(PRESETS) = "toy", corpus: str = "toy
     device: auto, cpu, cuda, cuda:1, .."""
     folder, s = Path(out), replace(PRESETS[preset], **s)
     kept = corpus if os.path.isdir(corpus) else folder / "corpus"
-    about = {"corpus": os.path.abspath(kept), "glue": os.path.abspath(glue), "settings": asdict(s)}
-    text = json.dumps(about, indent=1)
-    if (folder / "settings.json").exists():
-        stored = settings_in(folder)[0]
-        data.check_same({**stored, **stored["settings"]}, {**json.loads(text), **json.loads(text)["settings"]}, out)
+    text = json.dumps({"corpus": os.path.abspath(kept), "glue": os.path.abspath(glue), **asdict(s)}, indent=1)
+    path = folder / "settings.json"
+    if path.exists():
+        data.check_same(json.loads(path.read_text()), json.loads(text), out)
     data.open_corpus(corpus, kept, autobert.SIZES[s.size].vocab, s.seed)
-    data.write_beside(folder / "settings.json", text)
-    print(f"{preset} preset, seed {s.seed}, {workers} workers; all settings in {folder / 'settings.json'}", flush=True)
+    data.write_beside(path, text)
+    print(f"{preset} preset, seed {s.seed}, {workers} workers; all settings in {path}", flush=True)
     start_worker(folder, device)  # this process proposes and writes back
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker, (folder, device))
     try:
@@ -506,7 +493,7 @@ def search(s: SearchSettings, preset: tuple(PRESETS) = "toy", corpus: str = "toy
         autobert.save_backbone(folder / "best.json", winner[0].backbone)
         judge_winner(run, winner[0].backbone)
     except BrokenProcessPool:
-        raise UserError("a worker has died, out of memory? Try fewer --workers; the same command again goes on") from None
+        raise UserError("a worker died, out of memory? Take fewer --workers; the same command again goes on") from None
     finally:
         for worker in multiprocessing.active_children():
             worker.kill()

@@ -1,50 +1,45 @@
 """Which strategy finds the better backbone for one budget (Fig. 6): op-nas, uniform evolution or random search?
 
-All run with the same seeds and as many pre-training steps in all; the winner of each search is then trained from scratch.
-At toy size about three hours on two cores. The same command again goes on:
+All run with the same seeds for as many pre-training steps; each search's winner is then trained from scratch. The same
+command again goes on. At toy size about three hours on two cores; on landscapes, without training, five minutes:
 
     python studies/compare.py --seeds 5 --out runs/compare
-
-Other arms: literal is op-nas as printed, with tau = 1 and alpha = 0.01. ea-copy and op-nas-copy are controls, in which a
-layer that turns into an attention copies another layer's. On landscapes, which need no training, five minutes:
-
     python studies/compare.py --landscapes --seeds 60 --out runs/landscapes
-
-The folder gets pairs.tsv (a search a row), table.txt and curves.svg.
 """
 import contextlib
 import functools
 import itertools
 import json
 import math
-import multiprocessing
 import random
 import statistics
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import autobert  # noqa: E402
 import data  # noqa: E402
 import opnas  # noqa: E402
 import ops  # noqa: E402
-from autobert import kernel_of  # noqa: E402
+from autobert import Diverged, kernel_of, load_backbone  # noqa: E402
 from draw import chart, interval, tsv  # noqa: E402
 
 # ---- The arms ----
-ARMS = {name: {"strategy": name} for name in ("op-nas", "ea+ws", "random+ws", "random")} | {
-    "literal": {"tau": 1.0, "alpha": 0.01}, "ea-copy": {"strategy": "ea+ws"}, "op-nas-copy": {}}
+ARMS = {name: {"strategy": name} for name in ("op-nas", "ea+ws", "random+ws", "random")} | {  # and on landscapes:
+    "literal": {"tau": 1.0, "alpha": 0.01},  # op-nas as printed
+    "ea-copy": {"strategy": "ea+ws"}, "op-nas-copy": {}}  # controls: what gain is only transfer between layers?
 
-def settings_of(arm, s):
-    """An arm's settings, from those of op-nas. CHOICE: one budget is as many pre-training steps in all. What evolution
-    spends on judging parents again, random+ws spends on more candidates; random trains as many for longer."""
-    size, again = s.parents * s.children, s.rounds * s.parents * s.again
-    steps = s.steps * (opnas.judgements(s) + (s.cold - 1) * s.warm) // (s.population + s.rounds * size)
-    more = {"random+ws": {"rounds": s.rounds + again // size}, "random": {"steps": steps}}
-    return replace(s, **ARMS[arm], **more.get(arm, {}))
+def steps_of(s, kind):
+    """Pre-training steps of a judgement in a round of this kind."""
+    return s.steps * (s.cold if kind == "first" else 1)
+
+def settings_of(arm, seed, s):
+    """An arm's settings. CHOICE: one budget is as many pre-training steps in all, on as many candidates. In random
+    search each trains for longer, as no parent is judged again and, from scratch, no super-net is warmed."""
+    changed = replace(s, seed=int(seed), **ARMS[arm])
+    whole, mine = (sum(steps_of(x, kind) * sum(counts) for kind, *counts in opnas.plan(x)) for x in (s, changed))
+    return replace(changed, steps=s.steps * whole // mine)
 
 def copying(backbone, tables, rng, counts, mutate=opnas.mutate_inter):
     """opnas.mutate_inter, but a layer that turns into an attention copies another layer's, if there is one."""
@@ -52,36 +47,29 @@ def copying(backbone, tables, rng, counts, mutate=opnas.mutate_inter):
     return tuple(rng.choice(others) if others and kernel_of(old) and not kernel_of(new) else new
                  for old, new in zip(backbone, mutate(backbone, tables, rng, counts)))
 
-def mutating(arm):
-    """A context in which opnas mutates as the arm does."""
-    return mock.patch.object(opnas, "mutate_inter", copying if arm.endswith("-copy") else opnas.mutate_inter)
-
-def curve_of(log, cost, value):
-    """[(what was spent so far, value of the best candidate by its last score)], after each judgement."""
-    spent = itertools.accumulate(map(cost, log))
-    bests = (opnas.best_of(opnas.last_of(log[:i]), 1) for i in range(1, len(log) + 1))
-    return [(x, sum(map(value, best))) for x, best in zip(spent, bests)]
+def curve_of(s, log, value):
+    """[[pre-training steps so far, value of the best Candidate by its last score], ..] after each judgement."""
+    judged, plan = [c for c in log if c.number is not None], opnas.plan(s)
+    spent = itertools.accumulate(steps_of(s, plan[c.round][0]) for c in judged)
+    bests = (opnas.best_of(opnas.last_of(judged[:i + 1]), 1) for i in range(len(judged)))
+    return [[x, round(sum(map(value, best)), 5)] for x, best in zip(spent, bests)]
 
 # ---- On the task ----
-def on_the_task(s, corpus, glue, out, device, key):
-    """(score and MLM loss of the winner after full training, curve of best scores) of an (arm, seed)."""
-    arm, seed = key
-    s, folder, score, mlm = settings_of(arm, replace(s, seed=int(seed))), out / f"{arm}-{seed}", 0.0, math.nan
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "log.txt", "a") as file, contextlib.redirect_stdout(file), mutating(arm):
-        with mock.patch.object(opnas, "judge_winner", lambda run, winner: None):
-            opnas.search(vars(s), corpus=corpus, glue=glue, out=str(folder), workers=1, device=device)
-    proxy, log = opnas.PROXY, [opnas.Candidate(*c) for c in opnas.load(folder / "state.pt")["log"]]
-    with contextlib.suppress(autobert.Diverged):
-        model = proxy.model(autobert.load_backbone(folder / "best.json"), s.seed)
-        mlm, _ = proxy.pretrain(model, s.final_steps, s.seed)
-        score = statistics.fmean(x for _, x in proxy.scores(model, s.seed, final=True))
-    steps, plan = {"first": s.steps * s.cold}, opnas.plan(s)
-    judged = [c for c in log if c.number is not None]
-    return score, mlm, curve_of(judged, lambda c: steps.get(plan[c.round][0], s.steps), lambda c: c.score)
+def on_the_task(s, corpus, glue, out, workers, device, key):
+    """(best score in the end, score of the winner fully trained, curve) of an (arm, seed)."""
+    s, folder, score = settings_of(*key, s), out / "-".join(key), 0.0
+    with mock.patch.object(opnas, "judge_winner", lambda run, winner: None):
+        opnas.search(vars(s), corpus=corpus, glue=glue, out=str(folder), workers=workers, device=device)
+    curve = curve_of(s, [opnas.Candidate(*c) for c in opnas.load(folder / "state.pt")["log"]], lambda c: c.score)
+    with contextlib.suppress(Diverged):
+        model = opnas.PROXY.model(load_backbone(folder / "best.json"), s.seed)
+        opnas.PROXY.pretrain(model, s.final_steps, s.seed)
+        score = statistics.fmean(x for _, x in opnas.PROXY.scores(model, s.seed, final=True))
+    return curve[-1][1], score, curve
 
 # ---- On landscapes ----
 LAYERS, NOISE = 12, 0.04  # the noise is that of a score, its sd half that of the true fitness of random backbones
+LANDSCAPES = opnas.SearchSettings(population=50, parents=5, children=5, warm=0, again=0, finalists=0, steps=1)
 FAMILIES = {  # what a node adds; w(...) is a fixed Gaussian number, reads its operands' ops
     "by position": lambda w, layer, t, op, reads: w(t, op),
     "by op": lambda w, layer, t, op, reads: w(op),
@@ -92,8 +80,8 @@ FAMILIES = {  # what a node adds; w(...) is a fixed Gaussian number, reads its o
 }
 
 def landscape(family, seed):
-    """A made-up true fitness of backbones, (0, 1): logistic(z / 3), z about N(mean, 1) at random. z is the sum over layers
-    / sqrt(layers); a layer is worth w(layer, kernel), or the sum over its nodes / sqrt(nodes) of what FAMILIES says."""
+    """A made-up true fitness of backbones, 0..1: logistic(z / 3), z about N(mean, 1) at random. z: sum over layers /
+    sqrt(layers); a layer is worth w(layer, kernel), or the sum over its nodes / sqrt(nodes) of what FAMILIES says."""
     w = functools.cache(lambda *key: random.Random(f"{seed} {key}").gauss(0, 1))
     node = FAMILIES[family]
 
@@ -111,34 +99,78 @@ def landscape(family, seed):
     return true
 
 def on_a_landscape(s, key):
-    """(true fitness of the best in the end, curve of it) of an (arm, "seed family"); the search sees it with noise."""
-    (arm, pair), (seed, family) = key, key[1].split(" ", 1)
-    true = landscape(family, seed)
+    """(true fitness of the best in the end, curve) of an (arm, "seed family"); the search sees it with noise."""
+    arm, (seed, family) = key[0], key[1].split(" ", 1)
+    s, true = settings_of(arm, seed, s), landscape(family, seed)
 
     def fitness(number, batch, log):
         for c in batch:  # the noise is the backbone's, so that it is the same for every arm
             score = true(c.backbone) + NOISE * random.Random(f"{seed} {c.backbone}").gauss(0, 1)
             yield replace(c, score=min(1.0, max(0.0, score)))
 
-    with mutating(arm):
-        log = opnas.evolve(settings_of(arm, replace(s, seed=int(seed))), LAYERS, fitness)
-    curve = curve_of(log, lambda c: 1, lambda c: true(c.backbone))
+    with mock.patch.object(opnas, "mutate_inter", copying if arm.endswith("-copy") else opnas.mutate_inter):
+        curve = curve_of(s, opnas.evolve(s, LAYERS, fitness), lambda c: true(c.backbone))
     return curve[-1][1], curve
 
-# ---- What it says ----
-def measured(path, head, todo, job, workers):
-    """[{column: text}] for the keys `todo`, tuples of text with which their rows begin: a row is in the table at `path`,
-    or else [*key, *job(key)], written as it comes."""
-    lines = path.read_text().splitlines()[1:] if path.exists() else ()
-    rows = {tuple(row[:len(todo[0])]): row for row in (line.split("\t") for line in lines)}
-    missing = [key for key in todo if key not in rows]
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
-    try:
-        for key, found in zip(missing, (map if workers == 1 else pool.map)(job, missing)):
-            rows[key] = [*key, *map(str, found)]
-            data.write_beside(path, tsv(head, *rows.values()))
-            print(" ".join(map("{}={}".format, head, rows[key]))[:120], flush=True)
-    finally:
-        for worker in multiprocessing.active_children():
-            worker.kill()
-    return [dict(zip(head, rows[key])) for key in todo]
+# ---- What they say ----
+def measured(path, head, todo, job):
+    """[{column: text}] of a table that gets, one by one as they come, the rows (*key, *job(key)) that it has not."""
+    text = path.read_text() if path.exists() else tsv(head)
+    for key in todo:
+        if "\n" + "\t".join(key) + "\t" not in text:
+            text += tsv((*key, *job(key)))
+            data.write_beside(path, text)
+    return [dict(zip(head, line.split("\t"))) for line in text.splitlines()[1:]]
+
+def pairs(rows, measures):
+    """Rows of pairs.tsv, for each (measure, family) and two arms: means, paired difference with its 95 % interval, the
+    least one that so many pairs would show with a power of 80 %, share of pairs in which it is above (a tie: half)."""
+    table = [("measure", "arm", "mean", "other", "its mean", "difference", "+-", "detectable", "above", "pairs")]
+    for (measure, family), (a, b) in itertools.product(measures, itertools.combinations(ARMS, 2)):
+        found = {(row["arm"], row["pair"]): float(row[measure]) for row in rows if row["pair"].endswith(family)}
+        both = [(x, found[b, pair]) for (arm, pair), x in found.items() if arm == a and (b, pair) in found]
+        if both:
+            mean, half = interval([x - y for x, y in both])
+            above = statistics.fmean((x > y) + (x == y) / 2 for x, y in both)
+            x, y, *more = (f"{z:.4f}" for z in (*map(statistics.fmean, zip(*both)), mean, half, 1.43 * half, above))
+            table.append((f"{measure} {family}", a, x, b, y, *more, len(both)))
+    return table
+
+def picture(rows):
+    """Fig. 6 as SVG: each arm's mean over the pairs with its 95 % interval, from two pairs on."""
+    series = {}
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        runs = [json.loads(row["curve"]) for row in rows if row["arm"] == arm]
+        columns = [interval([y for _, y in points]) for points in zip(*runs)]
+        series[arm] = [x for x, _ in runs[0]], *zip(*((mean, mean - half, mean + half) for mean, half in columns))
+    return chart("Search strategies", "pre-training steps; on landscapes candidates", "best so far, mean", series)
+
+def compare(s: opnas.SearchSettings, landscapes: bool = False, seeds: int = 5, corpus: str = "toy/corpus.txt",
+            glue: str = "toy/glue", out: str = "runs/compare", workers: int = 2, device: str = "auto"):
+    """Which strategy finds the better backbone for one budget (Fig. 6)? Search with each, train the winners and compare
+    those of one seed: the folder gets searches.tsv (a row each), pairs.tsv (every two strategies) and curves.svg.
+
+    landscapes: made-up fitness functions in place of training; 60 seeds are ten of a family
+    seeds: searches of each strategy, from --seed on
+    corpus: a folder that `data.py prepare` wrote, or a text file
+    glue: the folder that holds CoLA, SST-2, ..
+    workers: processes of a search"""
+    out, s = Path(out), replace(LANDSCAPES if landscapes else opnas.SearchSettings(), **s)
+    about, known = json.dumps({"landscapes": landscapes, **asdict(s)}), out / "settings.json"
+    if known.exists():
+        data.check_same(json.loads(known.read_text()), json.loads(about), out)
+    data.write_beside(known, about)
+    names, arms, measures, families = map(str, range(s.seed, s.seed + seeds)), [*ARMS][:4], ("best", "winner"), [""]
+    job = functools.partial(on_the_task, s, corpus, glue, out, workers, device)
+    if landscapes:
+        arms, measures, families = [arm for arm in ARMS if arm != "random+ws"], ("best",), ["", *FAMILIES]
+        names, job = map("{} {}".format, names, itertools.cycle(FAMILIES)), functools.partial(on_a_landscape, s)
+    todo = [(arm, name) for name in names for arm in arms]
+    rows = measured(out / "searches.tsv", ("arm", "pair", *measures, "curve"), todo, job)
+    table = tsv(*pairs(rows, [*itertools.product(measures, families)]))
+    print(table, end="")
+    data.write_beside(out / "pairs.tsv", table)
+    data.write_beside(out / "curves.svg", picture(rows))
+
+if __name__ == "__main__":
+    data.run(__doc__, compare, usual=compare)
