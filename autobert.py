@@ -7,8 +7,7 @@ a formula of ops.py for an attention, or "conv K" for a convolution of K taps. E
 
     python autobert.py summary     # parameters and FLOPs
     python autobert.py train       # MLM + NSP; the same command again goes on
-    torchrun --nproc-per-node 8 -- autobert.py train --size base --corpus FOLDER
-    python autobert.py export      # weights and reference vectors for a port
+    python autobert.py export      # what a port needs
 Read after ops.py and data.py; then supernet.py. The model ends where "Training" begins.
 """
 import functools
@@ -21,10 +20,8 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
-import torch.distributed as distributed
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.nn.parallel import DistributedDataParallel
 import data
 import ops
 from data import UserError, flag
@@ -32,7 +29,7 @@ from data import UserError, flag
 # ---- Sizes (Table 6) ----
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a model is apart from its backbone."""
+    """A model without its backbone."""
     layers: int
     hidden: int
     heads: int
@@ -50,7 +47,7 @@ SIZES = {
     "base": ModelConfig(12, 768, 12, 768),
     "large": ModelConfig(24, 1024, 16, 1024),
 }
-PRECISION = flag("auto", "auto: bf16 by autocast on CUDA that has it, else fp32", choices=("auto", "fp32", "bf16"))
+PRECISION = flag("auto", "auto: bf16 on CUDA that has it, else fp32", choices=("auto", "fp32", "bf16"))
 
 @dataclass(frozen=True)
 class PretrainSettings:
@@ -59,13 +56,13 @@ class PretrainSettings:
     batch: int = flag(16, "rows a step, each a pair of texts")
     n: int = flag(40, "tokens a row")
     lr: float = flag(2e-3, "peak learning rate")
-    warmup: float = flag(0.1, "share of the steps in which it rises")
-    beta2: float = flag(0.98, "Adam's second beta")
-    accumulate: int = flag(1, "pieces a batch is worked through in; saves memory")
+    warmup: float = flag(0.1, "share of steps in which it rises")
+    beta2: float = flag(0.98, "of Adam")
+    accumulate: int = flag(1, "pieces of a batch; saves memory")
     precision: str = PRECISION
-    seed: int = flag(0, "of weights, batches and dropout")
+    seed: int = flag(0, "of all that is random")
 
-# Table 6. CHOICE: BERT's million steps; the paper trains 40 epochs, whatever that is in steps for the corpus at hand
+# Table 6. CHOICE: BERT's million steps for the paper's 40 epochs
 PRETRAIN = {
     "toy": PretrainSettings(),
     "mini": PretrainSettings(20_000, 16, 128, 1e-3, 0.05),
@@ -82,8 +79,8 @@ _ZERO = tuple(gene for layer, kernel in zip((2, 4, 6, 8, 10, 12), (65, 9, 3, 7, 
 BACKBONES = {
     "bert": (ops.ATTENTIONS["bert"],) * 12,
     "autobert-zero": _ZERO,
-    "att-only": tuple(_ZERO[i | 1] for i in range(12)),  # each convolution replaced by the attention behind it
-    "conv-only": tuple(_ZERO[i & ~1] for i in range(12)),  # each attention by the convolution before it
+    "att-only": tuple(_ZERO[i | 1] for i in range(12)),  # each convolution is the attention behind it
+    "conv-only": tuple(_ZERO[i & ~1] for i in range(12)),  # each attention is the convolution before it
 }
 
 def kernel_of(gene):
@@ -91,7 +88,7 @@ def kernel_of(gene):
     return int(gene[5:]) if gene.startswith("conv ") else None
 
 def check_backbone(backbone, layers=None, where="backbone"):
-    """The backbone with every gene in its canonical form; UserError with layer and reason if one is not legal."""
+    """The backbone with its genes in canonical form; UserError with layer and reason if one is illegal."""
     if layers not in (None, len(backbone)):
         raise UserError(f"{where}: {len(backbone)} layers; this size has {layers}")
     genes = []
@@ -111,37 +108,36 @@ def to_large(backbone):
     return tuple(gene for i in range(0, len(backbone), 2) for gene in backbone[i:i + 2] * 2)
 
 def at_depth(backbone, layers):
-    """A published backbone at another depth. CHOICE: pairs taken evenly from the first to the last; twice: to_large.
+    """A published backbone at another depth. CHOICE: pairs taken evenly from first to last; at twice it is to_large.
     Example: at_depth(range(12), 4) -> (0, 1, 10, 11)"""
     pairs, steps = [backbone[i:i + 2] for i in range(0, len(backbone), 2)], max(1, layers // 2 - 1)
     return tuple(gene for i in range(layers // 2) for gene in pairs[round(i * (len(pairs) - 1) / steps)])
 
 def load_backbone(name_or_path, layers=None):
-    """A backbone of BACKBONES by name, at the depth `layers`, or one that save_backbone wrote, which must have it."""
+    """One of BACKBONES at the depth `layers`, or one that save_backbone wrote, which must have it."""
     if name_or_path in BACKBONES:
         return at_depth(BACKBONES[name_or_path], layers) if layers else BACKBONES[name_or_path]
     try:
         genes = json.load(open(name_or_path, encoding="utf-8"))["backbone"]
     except (OSError, ValueError, LookupError, TypeError):
-        raise UserError(f"backbone {name_or_path!r}: none of {', '.join(BACKBONES)}, no search's best.json") from None
+        raise UserError(f"backbone {name_or_path!r}: none of {', '.join(BACKBONES)}, no best.json") from None
     return check_backbone(genes, layers, name_or_path)
 
 def save_backbone(path, backbone):
-    """Write {"backbone": [gene, ...]}, one gene a line."""
+    """Write {"backbone": genes}."""
     data.write_beside(path, json.dumps({"backbone": list(backbone)}, indent=1) + "\n")
 
 # ---- The two kinds of layer (Sec. 3.1, Fig. 1) ----
 LayerNorm = functools.partial(nn.LayerNorm, eps=1e-12)  # BERT's epsilon
 
 class DagAttention(nn.Module):
-    """Multi-head attention by a graph of primitives, the same in every head; only inputs it reads have weights.
-    Eq. 1 and 2 with any formula in the place of softmax(Q K^T / sqrt(d_h)) V."""
+    """Multi-head attention (Eq. 1, 2) by any graph, the same in every head; only inputs that it reads have weights."""
     def __init__(self, config, formula):
         super().__init__()
-        self.dag, self.heads, self.dropout = ops.parse(formula), config.heads, config.dropout
-        self.inputs = nn.ModuleDict({x: nn.Linear(config.hidden, config.hidden) for x in ops.used(self.dag)})
-        self.out = nn.Linear(config.hidden, config.hidden)  # W_O
-        self.norm = LayerNorm(config.hidden)
+        d, self.heads, self.dropout = config.hidden, config.heads, config.dropout
+        self.dag = ops.parse(formula)
+        self.inputs = nn.ModuleDict({x: nn.Linear(d, d) for x in ops.used(self.dag)})
+        self.out, self.norm = nn.Linear(d, d), LayerNorm(d)  # out: W_O
 
     def forward(self, x, mask):
         B, n, d = x.shape
@@ -149,7 +145,7 @@ class DagAttention(nn.Module):
         x = F.linear(x, torch.cat([f.weight for f in maps]), torch.cat([f.bias for f in maps]))  # one product for all
         heads = x.view(B, n, len(maps), self.heads, -1).permute(2, 0, 3, 1, 4)  # Q = X W_Q, K, V, P (Eq. 1)
         heads = dict(zip(self.inputs, heads))  # each (B, H, n, d_h)
-        fused = x.is_cuda or x.dtype == torch.float32 and not drop  # elsewhere it is slower than the plain ops
+        fused = x.is_cuda or x.dtype == torch.float32 and not drop  # else it is slower
         y = ops.evaluate(self.dag, [heads.get(name) for name in ops.INPUTS], mask, drop, fused)
         return self.out(y.transpose(1, 2).reshape(B, n, d))  # .. W_O (Eq. 2)
 
@@ -162,17 +158,16 @@ def band(kernel, n):
 
 class LightConv(nn.Module):
     """Linear d -> 2d, GLU, lightweight convolution, linear d -> d.
-    One kernel a head, its taps normalised by softmax, over the contiguous channels [h d/H, (h+1) d/H)."""
+    Head h has a kernel, normalised by softmax, for its channels [h d/H, (h+1) d/H)."""
     def __init__(self, config, kernel):
         super().__init__()
-        self.heads, self.dropout = config.heads, config.dropout
-        self.glu = nn.Linear(config.hidden, 2 * config.hidden)
-        self.kernel = nn.Parameter(torch.empty(config.heads, kernel))
-        self.out = nn.Linear(config.hidden, config.hidden)
-        self.norm = LayerNorm(config.hidden)
+        d, self.heads, self.dropout = config.hidden, config.heads, config.dropout
+        self.glu = nn.Linear(d, 2 * d)
+        self.kernel = nn.Parameter(torch.empty(self.heads, kernel))
+        self.out, self.norm = nn.Linear(d, d), LayerNorm(d)
 
     def taps(self):
-        """The raw kernel, (H, k), before the softmax; supernet.py makes it of shared ones."""
+        """The raw kernel, (H, k); supernet.py makes it of shared ones."""
         return self.kernel
 
     def forward(self, x, mask):
@@ -185,7 +180,7 @@ class LightConv(nn.Module):
         return self.out(y.permute(2, 1, 0, 3).reshape(B, n, d))
 
 class Layer(nn.Module):
-    """One backbone layer: attention or convolution, then feed-forward; after each dropout, residual, LayerNorm.
+    """Attention or convolution, then feed-forward; after each dropout, residual, LayerNorm.
     The first part is named by its kind, so that a parameter's name is its slot in the super-net."""
     def __init__(self, config, gene):
         super().__init__()
@@ -206,14 +201,14 @@ class AutoBert(nn.Module):
     def __init__(self, config, backbone):
         super().__init__()
         self.config, self.backbone = config, check_backbone(backbone, config.layers)
-        self.tokens = nn.Embedding(config.vocab, config.embedding)
-        self.positions = nn.Embedding(config.positions, config.embedding)
-        self.segments = nn.Embedding(2, config.embedding)
-        self.norm, self.dropout = LayerNorm(config.embedding), nn.Dropout(config.dropout)
-        equal = config.embedding == config.hidden
-        self.projection = nn.Identity() if equal else nn.Linear(config.embedding, config.hidden)
+        d, e = config.hidden, config.embedding
+        self.tokens = nn.Embedding(config.vocab, e)
+        self.positions = nn.Embedding(config.positions, e)
+        self.segments = nn.Embedding(2, e)
+        self.norm, self.dropout = LayerNorm(e), nn.Dropout(config.dropout)
+        self.projection = nn.Identity() if e == d else nn.Linear(e, d)
         self.layers = nn.ModuleList(Layer(config, gene) for gene in self.backbone)
-        self.pooler = nn.Linear(config.hidden, config.hidden)
+        self.pooler = nn.Linear(d, d)
         init_weights(self, config.init_std)
 
     def embed(self, ids, segments):
@@ -225,7 +220,7 @@ class AutoBert(nn.Module):
         return self.projection(self.dropout(self.norm(x)))
 
     def forward(self, ids, segments, mask=None, every=False):
-        """every: a list of L + 1 states in place of the last, those behind the embeddings and behind each layer."""
+        """every: all L + 1 states, behind the embeddings and behind each layer, in place of the last."""
         states = [self.embed(ids, segments)]
         for layer in self.layers:
             states = [*states * every, layer(states[-1], mask)]
@@ -236,7 +231,7 @@ class AutoBert(nn.Module):
         return torch.tanh(self.pooler(hidden[:, 0]))
 
 class Pretraining(nn.Module):
-    """The encoder with BERT's two heads; a batch -> its two losses."""
+    """The encoder with BERT's two heads."""
     def __init__(self, config, backbone):
         super().__init__()
         self.encoder = AutoBert(config, backbone)
@@ -251,7 +246,7 @@ class Pretraining(nn.Module):
         return F.linear(x, self.encoder.tokens.weight, self.bias)
 
     def forward(self, batch):
-        """A `piece` of a batch -> (2,): its share of the batch's mean MLM and mean NSP loss; the loss is their sum."""
+        """A `piece` of a batch -> (2,): its share of the batch's mean MLM and NSP losses; their sum is the loss."""
         hidden = self.encoder(batch["ids"], batch["segments"], batch["mask"])  # (B, n, d)
         places = batch["positions"][..., None].expand(-1, -1, hidden.shape[-1])
         logits = self.mlm_logits(hidden.gather(1, places))  # (B, P, V)
@@ -269,16 +264,16 @@ def init_weights(module, std):
 
 # ---- Size and cost (Tables 2 to 5) ----
 def count_parameters(config, backbone):
-    """{"total": encoder with pooler, "att": input projections (the paper's #Params of Att), "heads"}: parameters."""
-    with torch.device("meta"):  # the real modules, without memory
-        model = Pretraining(config, backbone)
-    total = sum(p.numel() for p in model.encoder.parameters())
-    att = sum(p.numel() for name, p in model.named_parameters() if ".inputs." in name or ".glu." in name)
-    return {"total": total, "att": att, "heads": sum(p.numel() for p in model.parameters()) - total}
+    """Parameters: {"total": encoder with pooler, "att": input projections (the paper's #Params of Att)}."""
+    with torch.device("meta"):  # no memory
+        model = AutoBert(config, backbone)
+    count = {name: p.numel() for name, p in model.named_parameters()}
+    att = sum(size for name, size in count.items() if ".inputs." in name or ".glu." in name)
+    return {"total": sum(count.values()), "att": att}
 
 def count_flops(config, backbone, n):
-    """{"total", "embeddings", "layers", "pooler"}: one forward pass of one sequence of n tokens. As ELECTRA counts: a
-    multiply-add is 2, LayerNorm 5, softmax 5, GELU 8, dropout 4 an element; the token embedding a dense product."""
+    """{"total", "layers"} of a forward pass of one sequence of n tokens, as ELECTRA counts: multiply-add 2, LayerNorm
+    5, softmax 5, GELU 8, dropout 4 an element; the token embedding a dense product."""
     d, e, H = config.hidden, config.embedding, config.heads
     linear = lambda a, b: n * (2 * a * b + b)  # noqa: E731
     after = n * (4 + 1 + 5) * d  # dropout, residual, LayerNorm
@@ -291,11 +286,11 @@ def count_flops(config, backbone, n):
             mixer = len(ops.used(dag)) * linear(d, d) + H * ops.flops(dag, n, d // H) + linear(d, d)
         layers.append(mixer + after + linear(d, 4 * d) + n * 8 * 4 * d + linear(4 * d, d) + after)
     embeddings = n * (2 * e * config.vocab + 2 * e * (n + 2) + 2 * e + 5 * e + 4 * e) + (linear(e, d) if e != d else 0)
-    pooler = linear(d, d)  # subtle: at every token; only so do BERT's three sizes give the published figures
-    return {"total": embeddings + sum(layers) + pooler, "embeddings": embeddings, "layers": layers, "pooler": pooler}
+    pooler = linear(d, d)  # subtle: at every token, as in the published figures
+    return {"total": embeddings + sum(layers) + pooler, "layers": layers}
 
 def summary(size: tuple(SIZES) = "base"):
-    """Parameters, of these input projections ("att"), and FLOPs at n = 128 of the published backbones."""
+    """Parameters, input projections' ("att"), and FLOPs (n = 128) of the published backbones."""
     config = replace(SIZES[size], vocab=30_522)
     for name in BACKBONES:
         backbone = load_backbone(name, config.layers)
@@ -304,7 +299,7 @@ def summary(size: tuple(SIZES) = "base"):
 
 # ---- Training (App. D) ----
 class Diverged(UserError):
-    """Training met a loss that is not finite."""
+    """A loss is not finite."""
 
 def lr_at(step, steps, peak, warmup):
     """The rate of step 0, 1, .. steps - 1: linear up over the first `warmup` share, then down towards 0.
@@ -313,7 +308,7 @@ def lr_at(step, steps, peak, warmup):
     return peak * min((step + 1) / rising, (steps - step) / max(1, steps - rising + 1))
 
 def make_optimizer(model, lr, weight_decay=0.01, betas=(0.9, 0.999)):
-    """AdamW; no decay on biases, LayerNorms, kernels and their transforms (AdamW shrinks what has no gradient, too).
+    """AdamW; no decay on biases, LayerNorms, kernels and transforms (it would shrink those without a gradient).
     DEVIATION: BERT's Adam has no bias correction; torch's has."""
     groups = [{"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}]
     for name, parameter in model.named_parameters():
@@ -322,7 +317,7 @@ def make_optimizer(model, lr, weight_decay=0.01, betas=(0.9, 0.999)):
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-6, fused=True)
 
 def find_device(name="auto", rank=0):
-    """The torch device of a --device flag: "auto" takes CUDA, of several the one of this rank, or the CPU."""
+    """The torch device of a --device flag. "auto": CUDA, of several this rank's, else the CPU."""
     if name == "auto":
         name = f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     try:
@@ -330,21 +325,21 @@ def find_device(name="auto", rank=0):
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # else pinned memory and memory figures would be those of the first
+        torch.cuda.set_device(device)  # also for pinned memory
     return device
 
 def autocast(device, precision):
     """torch's bf16 autocast, if that is the precision."""
-    hardware = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" or precision == "auto" and hardware)
+    auto = precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=auto or precision == "bf16")
 
 def piece(batch, i=0, k=1):
-    """Rows i, i + k, .. of a batch (numpy), with what the means of the whole one count: masked tokens and rows."""
+    """Rows i, i + k, .. of a batch (numpy), and the whole one's counts of masked tokens and rows."""
     counts = {"masked": (batch["targets"] != data.IGNORED).sum(), "rows": len(batch["next"])}
     return {key: rows[i::k] for key, rows in batch.items()} | counts
 
 def to_device(batch, device):
-    """A dict of numpy arrays as tensors on the device. A mask without padding is None: attention is faster then."""
+    """A dict of numpy arrays as tensors on the device. A mask that hides nothing is None, for speed."""
     tensors = {key: torch.as_tensor(x) for key, x in batch.items() if key != "mask" or not x.all()}
     if device.type == "cuda":  # only from pinned memory does a copy not wait
         tensors = {key: x.pin_memory().to(device, non_blocking=True) for key, x in tensors.items()}
@@ -352,15 +347,15 @@ def to_device(batch, device):
 
 def pretrain(model, batches, s, device, report=None, offset=0, optimizer=None, first=0, rank=0, world=1):
     """Train in place on batches.batch(offset + step) for step = first .. s.steps - 1; s: PretrainSettings.
-    A hundred times comes report(steps done, learning rate, mlm, nsp), or Diverged. optimizer: as it was behind step
-    first - 1. rank, world: this process's among those of torchrun."""
+    A hundred times it calls report(steps done, rate, mlm, nsp), or raises Diverged. optimizer: as it was before step
+    `first`. rank, world: torchrun's."""
     if s.batch < s.accumulate * world:
-        raise UserError(f"--batch {s.batch}: fewer rows than --accumulate {s.accumulate} in each of {world} processes")
+        raise UserError(f"--batch {s.batch}: fewer rows than --accumulate {s.accumulate} x {world} processes")
     model.to(device).train()
-    net = DistributedDataParallel(model) if world > 1 else model
+    net = nn.parallel.DistributedDataParallel(model) if world > 1 else model
     optimizer = optimizer or make_optimizer(model, s.lr, betas=(0.9, s.beta2))
     for step in range(first, s.steps):
-        # 1. the rate, the batch and the random numbers are functions of the step alone, so any step can resume
+        # 1. rate, batch and random numbers are functions of the step
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, s.steps, s.lr, s.warmup)
         batch, k, total = batches.batch(offset + step), s.accumulate, torch.zeros(2, device=device)
@@ -369,20 +364,21 @@ def pretrain(model, batches, s, device, report=None, offset=0, optimizer=None, f
         for i in range(k):
             with autocast(device, s.precision):
                 losses = net(to_device(piece(batch, rank * k + i, world * k), device))  # (2,): mlm, nsp
-            (losses.sum() * world).backward()  # DistributedDataParallel takes the mean over processes
+            (losses.sum() * world).backward()  # DDP averages over processes
             total += losses.detach()
-        # 3. clip the gradient (at BERT's 1.0), step
+        # 3. clip the gradient at BERT's 1.0, step
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        # 4. report; only here does the host wait for the device
-        if (step + 1) % max(1, s.steps // 100) == 0 or step + 1 == s.steps:
+        # 4. report; only here the host waits
+        done = step + 1
+        if done % max(1, s.steps // 100) == 0 or done == s.steps:
             if world > 1:
-                distributed.all_reduce(total)
+                torch.distributed.all_reduce(total)
             if not math.isfinite(total.sum()):  # weights that were once nan stay so
-                raise Diverged(f"the loss is {total.sum():.3g} at step {step + 1}; a smaller --lr may help")
+                raise Diverged(f"the loss is {total.sum():.3g} at step {done}; try a smaller --lr")
             if report:
-                report(step + 1, group["lr"], *total.tolist())
+                report(done, group["lr"], *total.tolist())
     return model
 
 @torch.no_grad()
@@ -400,24 +396,24 @@ def span(seconds):
 
 # ---- Checkpoints ----
 def save_checkpoint(path, model, tokenizer, **more):
-    """One file with config, backbone, weights and tokenizer; more: beside them."""
+    """Write config, backbone, weights, tokenizer, and `more`."""
     data.write_beside(path, lambda file: torch.save({
         "config": asdict(model.encoder.config), "backbone": list(model.encoder.backbone), "state": model.state_dict(),
-        "tokenizer": torch.frombuffer(bytearray(tokenizer.proto), dtype=torch.uint8), **more}, file))
+        "tokenizer": tokenizer.proto, **more}, file))
 
 def load_checkpoint(path, device="cpu"):
-    """(Pretraining, Tokenizer, all that the file holds); only tensors and plain values are ever read."""
+    """(Pretraining, Tokenizer, all that the file holds)."""
     try:
         content = torch.load(path, map_location=device, weights_only=True)
         model = Pretraining(ModelConfig(**content["config"]), content["backbone"])
         model.load_state_dict(content["state"])
-        return model.to(device), data.Tokenizer(bytes(content["tokenizer"].cpu().numpy())), content
+        return model.to(device), data.Tokenizer(content["tokenizer"]), content
     except (OSError, LookupError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
-        raise UserError(f"checkpoint {path}: {str(error).splitlines()[0][:120]}") from None
+        raise UserError(f"checkpoint {path}: {str(error).splitlines()[0]}") from None
 
 # ---- Commands ----
 def start(s, about, out):
-    """(model, corpus, {"step", "rows", ..}): a training's beginning, or where it stopped."""
+    """(model, corpus, {"step", "rows", ..}), at the beginning or where it stopped."""
     corpus = data.open_corpus(about["corpus"], f"{out}.corpus", SIZES[about["size"]].vocab, s.seed)
     if os.path.exists(out):
         model, _, content = load_checkpoint(out)
@@ -429,50 +425,49 @@ def start(s, about, out):
     if about["init"]:
         model, tokenizer, _ = load_checkpoint(about["init"])
         if tokenizer.proto != corpus.tokenizer.proto:
-            raise UserError(f"--init {about['init']}: its tokenizer is not that of --corpus {about['corpus']}")
-    return model, corpus, {"step": 0, "rows": []}
+            raise UserError(f"--init {about['init']}: its tokenizer is not the corpus's")
+    return model, corpus, {"step": 0, "rows": [["step", "lr", "mlm", "nsp", "held_out_mlm", "held_out_nsp"]]}
 
 def train(s: PretrainSettings, corpus: str = "toy/corpus.txt", backbone: str = "autobert-zero", init: str = "",
-          size: tuple(SIZES) = "toy", device: str = "auto", compile: bool = False, out: str = "model.pt"):
-    """Pre-train a backbone with MLM + NSP; writes a checkpoint and its losses, OUT.tsv. The same command again goes on
-    where it stopped. Under torchrun all processes train it together, from a prepared corpus.
+          size: tuple(SIZES) = "toy", device: str = "auto", out: str = "model.pt"):
+    """Pre-train with MLM + NSP; writes a checkpoint and its losses, OUT.tsv. The same command again goes on. Under
+    torchrun all processes train together, from a prepared corpus.
 
-    corpus: a folder that `data.py prepare` wrote, or a text file
+    corpus: a folder of `data.py prepare`, or a text file
     backbone: bert, autobert-zero, att-only, conv-only, or a search's best.json
-    init: a checkpoint with the weights to begin with (see supernet.py)
-    size: of the model, with settings of its own
-    device: auto, cpu, cuda, cuda:1, ..; mps is untested
+    init: a checkpoint to begin with (see supernet.py)
+    size: with its settings
+    device: auto, cpu, cuda, cuda:1, ..
     out: the checkpoint"""
     rank, world, local = (int(os.environ.get(key, k)) for key, k in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     device, s, begun = find_device(device, local), replace(PRETRAIN[size], **s), time.time()
     if world > 1:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     about = {**asdict(s), "corpus": corpus, "backbone": backbone, "size": size, "init": init}
     model, corpus, at = start(s, about, out)
     optimizer = make_optimizer(model.to(device), s.lr, betas=(0.9, s.beta2))
-    optimizer.load_state_dict(at.get("optimizer") or optimizer.state_dict())
-    if compile:
-        model.compile()
+    if "optimizer" in at:
+        optimizer.load_state_dict(at["optimizer"])
     batches, held = (data.PretrainingData(corpus, part, s.n, s.batch, s.seed) for part in data.split_held_out(corpus))
 
     def report(done, lr, mlm, nsp):
-        at["rows"].append([done, lr, mlm, nsp, "", ""])
+        row = [done, lr, mlm, nsp, "", ""]
+        at["rows"].append(row)
         left = span((s.steps - done) * (time.time() - begun) / (done - at["step"]))
         print(f"step={done}/{s.steps} mlm={mlm:.3f} nsp={nsp:.3f} lr={lr:.2e} left={left}", flush=True)
-        if len(at["rows"]) % 5 == 0 or done == s.steps:  # every twentieth of the run
-            at["rows"][-1][4:] = held_out_loss(model, held, min(20, held.steps_per_epoch), device, s.precision)
-            print("held out: mlm={:.3f} nsp={:.3f}".format(*at["rows"][-1][4:]), flush=True)
+        if len(at["rows"]) % 5 == 1 or done == s.steps:  # every fifth
+            row[4:] = held_out_loss(model, held, min(20, held.steps_per_epoch), device, s.precision)
+            print("held out: mlm={:.3f} nsp={:.3f}".format(*row[4:]), flush=True)
             more = {"optimizer": optimizer.state_dict()} if done < s.steps else {}
             save_checkpoint(out, model, corpus.tokenizer, about=about, step=done, rows=at["rows"], **more)
-            table = [["step", "lr", "mlm", "nsp", "held_out_mlm", "held_out_nsp"], *at["rows"]]
-            data.write_beside(f"{out}.tsv", "".join("\t".join(map(str, row)) + "\n" for row in table))
+            data.write_beside(f"{out}.tsv", "".join("\t".join(map(str, row)) + "\n" for row in at["rows"]))
 
     pretrain(model, batches, s, device, None if rank else report, 0, optimizer, at["step"], rank, world)
     print(f"{out} holds {s.steps} steps of {backbone}" * (rank == 0))
 
 @torch.no_grad()
 def reference(model):
-    """Rows of 32, 20 and 5 tokens, and all that a port must compute from them: {name: array}."""
+    """Rows of 32, 20 and 5 tokens, and what a port must compute from them: {name: array}."""
     rng, vocab = np.random.default_rng(0), model.encoder.config.vocab
     words = [rng.integers(data.FIRST_WORD, vocab, count) for count in (15, 14, 9, 8, 1, 1)]
     batch = data.collate([data.pack(a, b, 32) for a, b in zip(words[::2], words[1::2])]) | {"next": np.array([0, 1, 1])}
@@ -481,19 +476,20 @@ def reference(model):
     states = model.eval().encoder(tensors["ids"], tensors["segments"], tensors["mask"], every=True)
     found = {f"hidden_{i}": x for i, x in enumerate(states)}  # 0: behind the embeddings, i: behind layer i
     found |= {"mlm_logits": model.mlm_logits(states[-1]), "next_logits": model.next(model.encoder.pool(states[-1]))}
-    return batch | {name: x.numpy() for name, x in {**found, "losses": model(tensors)}.items()}
+    found["losses"] = model(tensors)
+    return batch | {name: x.numpy() for name, x in found.items()}
 
 def export(checkpoint: str = "model.pt", out: str = "export"):
-    """Write what a port needs: backbone.json, config.json, weights.npz, and reference.npz, inputs and their results.
+    """Write what a port needs: backbone.json, config.json, weights.npz, reference.npz (inputs and results).
 
-    checkpoint: what train or a search wrote
+    checkpoint: of train or a search
     out: a folder"""
     model, _, content = load_checkpoint(checkpoint)
     save_backbone(f"{out}/backbone.json", content["backbone"])
     data.write_beside(f"{out}/config.json", json.dumps(content["config"], indent=1) + "\n")
     data.write_beside(f"{out}/weights.npz", lambda file: np.savez(file, **model.state_dict()))
     data.write_beside(f"{out}/reference.npz", lambda file: np.savez(file, **reference(model)))
-    print(f"{out}: {', '.join(sorted(os.listdir(out)))}")
+    print(f"{out} holds {checkpoint}")
 
 if __name__ == "__main__":
     data.run(__doc__, train, summary, export)

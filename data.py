@@ -1,13 +1,13 @@
 """Text in, arrays out: tokenizer, a corpus on disk, BERT's sentence pairs and masks; the command line of all scripts.
 
 The paper (Sec. 4.1) pre-trains as BERT does: masked language modelling (MLM) and next-sentence prediction (NSP).
-A corpus is text with one sentence per line and a blank line between documents; it is encoded once, then mapped.
+A corpus is text with one sentence per line and a blank line between documents.
 
     text files -> prepare -> Corpus -> make_pairs (NSP) -> pack, collate -> mask_tokens (MLM) -> a batch
 
     D documents, S sentences, T tokens of a corpus; B rows of a batch, n tokens of a row, P places for masked tokens
     python data.py show      # two training pairs, from raw text to arrays
-    python data.py prepare --text wiki.txt.xz books.txt --out corpus --vocab 30000   # once
+    python data.py prepare --text wiki.txt.xz books.txt --out corpus --vocab 30000
 
 Read after ops.py; nothing here needs torch.
 """
@@ -37,7 +37,7 @@ class UserError(Exception):
     """What a user can get wrong, in one line: the value, its place, what was expected."""
 
 def flag(default, text, **how):
-    """A field of a settings dataclass with its flag's help; how: what else argparse shall know, such as choices."""
+    """A field of a settings dataclass with its flag's help; how: more for argparse."""
     return dataclasses.field(default=default, metadata={"help": text, **how})
 
 def add_flag(parser, name, kind, default, help="", **how):
@@ -47,9 +47,9 @@ def add_flag(parser, name, kind, default, help="", **how):
     if isinstance(kind, tuple):
         how, kind = {"choices": kind}, str
     how = {"action": "store_true"} if kind is bool else {"type": kind, **how}
-    shown = " ".join(map(str, default)) if several else default
-    shown = "" if default in (None, False, "", ()) else f" (default: {shown})"
-    parser.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=help + shown, **how)
+    if default:
+        help += f" (default: {' '.join(map(str, default)) if several else default})"
+    parser.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=help, **how)
 
 def call(function, argv, prog):
     """Call a function with flags from argv: each parameter is one, its help a line `name: help` of the docstring. Of a
@@ -75,8 +75,8 @@ def call(function, argv, prog):
 
 def run(doc, *functions, usual=None):
     """The command line of a script: `script.py COMMAND --flags`, or the function `usual` where no command is named.
-    What a user can get wrong ends in one line on stderr and exit code 2."""
-    commands, (script, *argv) = {f.__name__.replace("_", "-"): f for f in functions}, sys.argv
+    A user's mistake ends in one line on stderr and exit code 2."""
+    commands, (script, *argv) = {f.__name__: f for f in functions}, sys.argv
     try:
         if argv and argv[0] in commands:
             return call(commands[argv[0]], argv[1:], f"{script} {argv[0]}")
@@ -87,19 +87,17 @@ def run(doc, *functions, usual=None):
         raise UserError(f"{argv[0]!r}: no command; expected one of {', '.join(commands)}")
     except KeyboardInterrupt:
         message = "interrupted; the same command again goes on"
-    except BrokenPipeError:  # `| head` has seen enough
-        os._exit(0)
     except (UserError, OSError) as error:
         message = f"{error.filename}: {error.strerror}" if getattr(error, "filename", None) else error
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch's says so
+        if "memory" not in repr(error).lower():  # torch's is a RuntimeError
             raise
-        message = "out of memory; a smaller batch or model takes less, and so do fewer workers"
+        message = "out of memory; try a smaller batch or model, or fewer workers"
     print("error:", message, file=sys.stderr)
     sys.exit(2)
 
 def check_same(stored, given, out):
-    """UserError, naming what differs, unless two dicts of settings are equal."""
+    """UserError, naming what differs, unless two dicts of settings agree."""
     if differ := [key for key in given if stored.get(key) != given[key]]:
         what = ", ".join(f"{key} {stored.get(key)}, not {given[key]}" for key in differ[:3])
         raise UserError(f"--out {out}: a run with other settings ({what}); name another")
@@ -114,17 +112,17 @@ def write_beside(path, content):
     os.replace(neighbour, path)
 
 # ---- Reading text ----
-OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 def read_lines(path):
     """Yield (line number, text) of a UTF-8 file, plain, .gz or .xz."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
-    with OPENERS.get(Path(path).suffix, open)(path, "rb") as file:
+    opener = {".gz": gzip.open, ".xz": lzma.open}.get(Path(path).suffix, open)
+    with opener(path, "rb") as file:
         for number, line in enumerate(file, 1):  # subtle: bytes break at \n only, never at U+2028
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from None
+            except UnicodeDecodeError:
+                raise UserError(f"{path}:{number}: not UTF-8") from None
 
 def read_documents(paths):
     """Yield documents, each a list of sentences (str); a blank line or the end of a file ends one."""
@@ -138,8 +136,7 @@ def read_documents(paths):
                 document = []
 
 # ---- Tokenizer ----
-SPECIAL = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
-PAD, UNK, CLS, SEP, MASK = range(5)
+PAD, UNK, CLS, SEP, MASK = range(5)  # the first pieces: <pad>, <unk>, [CLS], [SEP], [MASK]
 FIRST_WORD = 5  # every id from here on is an ordinary piece
 IGNORED = -100  # a target that counts in no loss, as in torch's cross_entropy
 
@@ -147,37 +144,31 @@ class Tokenizer:
     """Text <-> ids by a sentencepiece model, whose bytes are proto.
 
     DEVIATION: the paper takes BERT's WordPiece vocabulary; sentencepiece learns one from any corpus in one call.
-    CHOICE: BPE, whose merges come closest to WordPiece's; case-folded, for BERT-base is uncased."""
-    def __init__(self, proto, name="tokenizer"):
+    CHOICE: BPE, which comes closest to WordPiece; case-folded, as BERT-base."""
+    def __init__(self, proto):
         self.proto, self.model = proto, sentencepiece.SentencePieceProcessor(model_proto=proto)
-        if self.model.piece_to_id(SPECIAL) != list(range(5)):
-            raise UserError(f"{name}: not a tokenizer of data.py; expected {' '.join(SPECIAL)} as its first pieces")
         self.space, self.vocab_size = self.model.piece_to_id("▁"), self.model.get_piece_size()
 
     @classmethod
     def train(cls, paths, vocab, seed=0):
-        """Learn `vocab` pieces from text files; UserError if the text allows no vocabulary of that size."""
-        sentencepiece.set_random_generator_seed(seed)  # it samples the sentences of a very large corpus
+        """Learn `vocab` pieces from text files; UserError if the text does not allow so many, or so few."""
+        sentencepiece.set_random_generator_seed(seed)  # it samples a very large corpus
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=itertools.chain.from_iterable(read_documents(paths)), model_writer=model,
                 vocab_size=vocab, model_type="bpe", normalization_rule_name="nmt_nfkc_cf", num_threads=1, minloglevel=2,
                 max_sentence_length=1 << 24, input_sentence_size=1_000_000, shuffle_input_sentence=True, pad_id=PAD,
-                unk_id=UNK, bos_id=-1, eos_id=-1, control_symbols=SPECIAL[2:])  # control: no text becomes one of them
+                unk_id=UNK, bos_id=-1, eos_id=-1, control_symbols=["[CLS]", "[SEP]", "[MASK]"])  # of no text's pieces
         except (RuntimeError, OSError) as error:
-            list(read_documents(paths))  # says what is wrong with a file; sentencepiece buries it
+            list(read_documents(paths))  # if a file is wrong, says so; sentencepiece buries it
             raise UserError(f"--vocab {vocab}: {str(error).split('] ')[-1].split(' Increase')[0].strip()}") from None
         return cls(model.getvalue())
 
     @classmethod
     def load(cls, path):
-        """Read what `save` wrote."""
-        return cls(Path(path).read_bytes(), path)
-
-    def save(self, path):
-        """Write the sentencepiece model file."""
-        write_beside(path, lambda file: file.write(self.proto))
+        """Read a sentencepiece model file."""
+        return cls(Path(path).read_bytes())
 
     def encode(self, text):
         """The ids of a text, without [CLS] and [SEP]."""
@@ -185,9 +176,8 @@ class Tokenizer:
 
     def encode_with_offsets(self, text):
         """(ids, spans) of a text: text[start:end] of a span is what its piece covers, without blanks at its ends.
-
-        A character that becomes several pieces (the ligature fi) is the span of each of them, though not of a piece
-        that began before it. A "▁" alone is empty."""
+        A character that becomes several pieces (the ligature fi) is the span of each that begins in it. A "▁" alone
+        is empty."""
         mapping, spans = self.model.encode(text, return_type="offset_mapping"), []
         blank = {c for c in set(text) if c.isspace() or not self.model.normalize(c)}  # also zero-width ones
         for i, (start, end) in zip(mapping["ids"], mapping["offsets"]):  # characters of the text, not as normalised
@@ -207,12 +197,12 @@ class Tokenizer:
 
 # ---- A corpus, encoded once and mapped into memory ----
 def prepare(text: tuple[str, ...] = ("toy/corpus.txt",), out: str = "corpus", vocab: int = 600, seed: int = 0):
-    """Learn a tokenizer from text files, encode them, and write the folder OUT that training reads.
+    """Learn a tokenizer from text files, encode them, write the folder OUT that training reads.
 
-    text: files, plain, .gz or .xz: one sentence per line, a blank line between documents
+    text: files, also .gz or .xz: one sentence per line, a blank line between documents
     out: a new folder
-    vocab: number of pieces of the tokenizer
-    seed: of the tokenizer's choice of sentences"""
+    vocab: pieces of the tokenizer
+    seed: of the tokenizer"""
     about = {"text": [os.path.abspath(path) for path in text], "vocab": vocab, "seed": seed}
     folder = Path(out)
     if (folder / "settings.json").exists():
@@ -230,15 +220,14 @@ def prepare(text: tuple[str, ...] = ("toy/corpus.txt",), out: str = "corpus", vo
     for name, starts in (("sentences", sentences), ("documents", documents)):
         write_beside(folder / name, starts.tofile)
     if len(documents) < 5:
-        raise UserError(f"{' '.join(text)}: {len(documents) - 1} documents; expected 4 or more, with a blank line "
-                        "between them: NSP takes sentences from two, and two are held out")
-    words.save(folder / "tokenizer.model")
+        raise UserError(f"{' '.join(text)}: {len(documents) - 1} documents; expected 4 or more, with a "
+                        "blank line between them")
+    write_beside(folder / "tokenizer.model", lambda file: file.write(words.proto))
     write_beside(folder / "settings.json", json.dumps(about, indent=1) + "\n")
     print(f"{out}: {len(documents) - 1:,} documents, {len(sentences) - 1:,} sentences, {sentences[-1]:,} tokens")
 
 class Corpus:
-    """What `prepare` wrote, mapped into memory, so it may be larger than memory. len() is the number of documents.
-
+    """What `prepare` wrote, mapped into memory, so it may be larger. len() is the number of documents.
     tokens (T,) int32. sentences (S + 1,): sentence i is tokens[sentences[i]:sentences[i + 1]].
     documents (D + 1,): document i has the sentences documents[i] to documents[i + 1] - 1."""
     def __init__(self, folder):
@@ -258,23 +247,22 @@ class Corpus:
         return self.tokens[self.sentences[first]:self.sentences[last]]
 
 def open_corpus(path, beside, vocab, seed=0):
-    """The Corpus in a folder that `prepare` wrote; of a text file, the one that is first prepared as `beside`."""
+    """The Corpus in a folder of `prepare`; a text file is first prepared as `beside`."""
     if Path(path).is_dir():
         return Corpus(path)
     prepare((path,), str(beside), vocab, seed=seed)
     return Corpus(beside)
 
-def split_held_out(corpus, share=0.05):
+def split_held_out(corpus):
     """(training, held-out) documents, by their numbers: two or more are held out, at even distances."""
     total = len(corpus)
-    count = min(max(2, round(share * total)), total - 2)
+    count = max(2, round(0.05 * total))
     held = (2 * np.arange(count) + 1) * total // (2 * count)
     return np.setdiff1d(np.arange(total), held), held
 
 # ---- Packing rows (BERT, Sec. 3) ----
 def pack(a, b, n, rng=None):
     """(ids, segments) of [CLS] a [SEP] (b None) or [CLS] a [SEP] b [SEP], at most n tokens.
-
     The longer side, b if they are equal, loses one token after the other: at its end, or with rng (np.random.Generator)
     at front or end by a coin. Example: ([7, 8], [9], 6) -> ([2, 7, 8, 3, 9, 3], [0, 0, 0, 0, 1, 1])"""
     room = n - (2 if b is None else 3)
@@ -291,31 +279,28 @@ def pack(a, b, n, rng=None):
     return ids, (np.arange(len(ids)) >= size_a + 2).astype(np.int64)
 
 def collate(rows, n=None):
-    """Pad (ids, segments) rows to n tokens or to the longest: "ids", "segments" int64 (B, n), "mask" bool (B, n).
-
-    mask is True at real tokens."""
+    """Pad (ids, segments) rows to n tokens or to the longest: "ids", "segments" int64 (B, n), "mask" bool (B, n), True
+    at real tokens."""
     shape = len(rows), n or max(len(ids) for ids, _ in rows)
     ids, segments, mask = np.full(shape, PAD), np.zeros(shape, np.int64), np.zeros(shape, bool)
-    for i, row in enumerate(rows):
-        real = i, slice(len(row[0]))
-        (ids[real], segments[real]), mask[real] = row, True
+    for i, (row, parts) in enumerate(rows):
+        ids[i, :len(row)], segments[i, :len(row)], mask[i, :len(row)] = row, parts, True
     return {"ids": ids, "segments": segments, "mask": mask}
 
 # ---- Sentence pairs for NSP (BERT, A.2) ----
 def make_pairs(corpus, documents, n, rng):
     """One pass over documents (their numbers): an array (pairs, 5) of a, a_end, b, b_end (sentences) and label.
-
     Label 0: b follows a. Label 1: b comes from another document; the sentences that it replaced are put back.
     rng: random.Random."""
     pairs, sentences = [], corpus.sentences
 
     def run(first, last, target):  # the end of the shortest run of sentences with `target` tokens, but at most last
-        return bisect.bisect_left(sentences, sentences[first] + max(target, 1), first + 1, last)
+        return bisect.bisect_left(sentences, sentences[first] + target, first + 1, last)
 
     for place, document in enumerate(documents):
         i, last = corpus.documents[document:document + 2].tolist()
         while i < last:
-            # CHOICE: a length per pair, now and then a short one. BERT draws one per document, and may cut a book so.
+            # CHOICE: a length per pair, now and then a short one; BERT draws one per document
             target = rng.randint(2, n - 3) if rng.random() < 0.1 else n - 3
             end = run(i, last, target)
             split = i + 1 if end - i < 2 else rng.randrange(i + 1, end)
@@ -332,7 +317,6 @@ def make_pairs(corpus, documents, n, rng):
 # ---- Masking for MLM (BERT, Sec. 3.1) ----
 def mask_tokens(ids, vocab, rng, max_pred):
     """(ids, positions, targets) of rows (B, n): a masked copy, P = max_pred columns and what stood there, or IGNORED.
-
     15 % of a row's tokens are chosen, at least one and at most P, never [CLS], [SEP] or [PAD]; of these 80 % become
     [MASK], 10 % a random ordinary token, 10 % stay. rng: np.random.Generator."""
     masked, real, free = ids.copy(), ids != PAD, (ids != PAD) & (ids != CLS) & (ids != SEP)
@@ -347,12 +331,9 @@ def mask_tokens(ids, vocab, rng, max_pred):
     return masked, positions, np.where(chosen, old, IGNORED)
 
 class PretrainingData:
-    """Batches for MLM + NSP; batch(step) depends on (seed, step) alone, so a stopped run goes on with the next one.
-
+    """Batches for MLM + NSP; batch(step) depends on (seed, step) alone, so a stopped run can go on.
     Every epoch draws its pairs anew. CHOICE: an epoch has as many steps as the first one's pairs fill."""
     def __init__(self, corpus, documents, n, batch, seed):
-        if n < 8:
-            raise UserError(f"--n {n}: expected 8 tokens or more, for [CLS] a [SEP] b [SEP]")
         self.corpus, self.documents, self.n, self.size, self.seed = corpus, documents, n, batch, seed
         self.max_pred, self.epoch = round(0.15 * n) + 1, None
         self.steps_per_epoch = max(1, len(self.pairs_of(0)) // batch)
@@ -366,9 +347,7 @@ class PretrainingData:
         return self.pairs
 
     def batch(self, step):
-        """{"ids", "segments" (B, n) int64, "mask" (B, n) bool, "positions", "targets" (B, P), "next" (B,)}.
-
-        next: 1 = b is from another document."""
+        """{"ids", "segments" (B, n) int64, "mask" (B, n) bool, "positions", "targets" (B, P), "next" (B,): labels}."""
         epoch, k = divmod(step, self.steps_per_epoch)
         pairs, rng, text = self.pairs_of(epoch), np.random.default_rng([self.seed, step]), self.corpus.text
         rows = pairs[np.arange(k * self.size, (k + 1) * self.size) % len(pairs)]
@@ -377,15 +356,14 @@ class PretrainingData:
         return batch | {"ids": ids, "positions": positions, "targets": targets, "next": rows[:, 4]}
 
 # ---- To look at ----
-def show(corpus: str = "toy/corpus.txt", n: int = 40, seed: int = 0):
-    """Follow two training pairs of a text file from raw text to arrays.
+def show(corpus: str = "toy/corpus.txt", n: int = 40):
+    """Follow two training pairs from raw text to arrays.
 
     corpus: the file
-    n: tokens of a pair
-    seed: of all that is random"""
+    n: tokens of a pair"""
     with tempfile.TemporaryDirectory() as folder:
-        data = open_corpus(corpus, f"{folder}/corpus", vocab=600, seed=seed)
-        batch = PretrainingData(data, np.arange(len(data)), n, 2, seed).batch(0)
+        data = open_corpus(corpus, f"{folder}/corpus", vocab=600)
+        batch = PretrainingData(data, np.arange(len(data)), n, batch=2, seed=0).batch(0)
     print("raw text  ", *next(read_documents([corpus]))[:4], sep="\n    ")
     for ids, segments, mask, positions, targets, label in zip(*batch.values()):
         pieces = data.tokenizer.pieces(ids[mask])

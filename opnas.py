@@ -1,15 +1,14 @@
 """Operation-Priority NAS (paper Sec. 3.2, Algorithm 1, Eq. 3): the search, from text to a judged backbone.
 
-An evolution over backbones. Random ones are scored first; then, round by round, the best are mutated, the mutants
-start from the super-net's weights, pre-train briefly, and their mean score on a few tasks is their fitness. What a
-mutation puts in is drawn by upper confidence bounds (UCB): how well each op has done at a position of an attention's
-path, and each kernel in a layer.
+Random backbones are scored; then, round by round, the best are mutated. A mutant starts from the super-net's weights,
+pre-trains briefly, and its mean score on a few tasks is its fitness. Upper confidence bounds (UCB) draw what a mutation
+puts in: how well each op has done at a position of an attention's path, and each kernel in a layer.
 
-    M      all candidates ever scored; nothing ages             K    parents of a round
-    u_i    UCB score of op or kernel i (Eq. 3)                  p    softmax(u / tau), what is drawn
-    mu_i   mean score of the candidates with i at that place    N_i  how often it stood there, N their sum
+    M      all candidates ever scored                       K    parents of a round
+    u_i    UCB score of op or kernel i (Eq. 3)              p    softmax(u / tau), what is drawn
+    mu_i   mean score of candidates with i at that place    N_i  how often it stood there, N their sum
 
-    python opnas.py    # toy size, made-up language; the same command again goes on
+    python opnas.py    # toy size, made-up language
 
 Read last. The method ends where "A run" begins.
 """
@@ -23,8 +22,7 @@ import signal
 import statistics
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 
@@ -40,66 +38,69 @@ from data import UserError, flag
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """All that decides a search's outcome, beside its text and tasks."""
+    """All that decides a search's outcome, beside its text and data."""
     size: str = flag("toy", "model size", choices=tuple(autobert.SIZES))
-    tasks: tuple[str, ...] = flag(("CoLA", "RTE", "STS-B"), "their mean is the score", choices=tuple(glue.TASKS))
+    tasks: tuple[str, ...] = flag(("CoLA", "RTE", "STS-B"), "the score is their mean", choices=tuple(glue.TASKS))
     strategy: str = flag("op-nas", "of Fig. 6", choices=("op-nas", "ea+ws", "random+ws", "random"))
-    warm: int = flag(4, "backbones of a first generation, which warms the super-net")
-    cold: int = flag(5, "times as many steps for the first generation")
-    population: int = flag(12, "random backbones at the start, |M| (Alg. 1 l.1), with the first generation")
-    parents: int = flag(2, "K, the best that are mutated each round (l.4)")
+    warm: int = flag(4, "backbones of a first generation, to warm the super-net")
+    cold: int = flag(5, "times their steps")  # CHOICE: an untrained super-net trains longer, or no child would learn
+    population: int = flag(12, "random backbones in all, before any mutation (l.1)")
+    parents: int = flag(2, "K, mutated in each round (l.4)")
     children: int = flag(2, "mutants of each parent (l.5)")
-    rounds: int = flag(4, "rounds of mutation (l.3)")
-    again: int = flag(1, "1: parents are judged again in each round, and the last score counts; 0: not")
-    finalists: int = flag(3, "the best, judged again at the end; one of them wins")
+    rounds: int = flag(4, "rounds of mutation (l.3)")  # CHOICE: "until convergence" (l.13) is a number
+    again: int = flag(1, "1: parents are judged again in each round")
+    finalists: int = flag(3, "the best, judged again at the end")
     alpha: float = flag(None, "weight of the UCB bonus; default: 0.1 sd of the scores")
-    tau: float = flag(None, "temperature of p; 1: the literal paper; default: 0.1 sd of the scores")
-    collapse: float = flag(0.5, "least share of the hidden states that varies with the token; 0: any")
+    tau: float = flag(None, "temperature of p; 1: the paper; default: 0.1 sd of the scores")
+    collapse: float = flag(0.5, "least share of hidden states that varies by token")
     rows: int = flag(1000, "most training rows of a task; 0: all")
-    steps: int = flag(100, "pre-training steps of a candidate")
-    final_steps: int = flag(2000, "pre-training steps of winner, bert and autobert-zero")
+    steps: int = flag(100, "pre-training of a candidate")
+    final_steps: int = flag(2000, "pre-training of winner, bert and autobert-zero")
     final_seeds: int = flag(1, "final trainings of each")
     seed: int = flag(0, "of everything random")
     pretrain: autobert.PretrainSettings = autobert.PRETRAIN["toy"]
     tune: glue.FinetuneSettings = glue.PRESETS["toy"]
 
-_paper = replace(autobert.PRETRAIN["base"], lr=2e-4, warmup=0.02)
-PAPER = SearchSettings(  # App. D.1: 100 + 27 * 25 = 775 candidates, 24,000 hours on V100s
+PAPER = SearchSettings(  # App. D.1: 100 + 27 * 25 = 775 candidates
     "base", tuple(glue.TASKS), population=100, parents=5, children=5, rounds=27, alpha=0.01, rows=0, cold=1,
-    steps=40_000, final_steps=1_000_000, pretrain=_paper, tune=glue.PRESETS["paper"])
+    steps=40_000, final_steps=1_000_000, tune=glue.PRESETS["paper"],
+    pretrain=replace(autobert.PRETRAIN["base"], lr=2e-4, warmup=0.02))
 SMALL = replace(PAPER, size="small", tasks=("CoLA", "MRPC", "RTE", "STS-B"), population=50, rounds=4, alpha=None,
-                steps=2000, cold=5, final_steps=40_000, pretrain=replace(_paper, batch=64, lr=5e-4))
+                cold=5, steps=2000, final_steps=40_000, pretrain=replace(PAPER.pretrain, batch=64, lr=5e-4))
 PRESETS = {"toy": SearchSettings(), "small": SMALL, "paper": PAPER}
 
 # ---- UCB (Eq. 3) ----
 class OperationPriority:
-    """What has done well where: a table of ops per position of an attention's path, a table of kernels per layer.
-    All layers share the position tables. A place is a position (an int) or ("layer", i). CHOICE: an op is drawn for the
-    position where it is put in, and counted at its position in the canonical path, which may be another."""
+    """What has done well where. A place is a position of an attention's path, of any layer, or ("layer", i).
+    CHOICE: an op is drawn for the position where it is put in, but counted at that in the canonical path."""
     def __init__(self, candidates=(), alpha=None, tau=None):
         scores = [c.score for c in candidates if c.score is not None]
         worst, sd = min(scores, default=0.0), statistics.pstdev(scores) if scores else 0.0
         self.alpha, self.tau = (0.1 * sd if x is None else x for x in (alpha, tau))
         self.tables = collections.defaultdict(lambda: collections.defaultdict(list))  # place -> choice -> scores
         for c in candidates:
-            for place, choice in places(c.backbone):
-                # CHOICE: what was trained and then rejected counts with the worst score
-                self.tables[place][choice].append(worst if c.score is None else c.score)
+            score = worst if c.score is None else c.score  # CHOICE: what was trained and rejected has the worst score
+            for layer, gene in enumerate(c.backbone):
+                if kernel_of(gene):
+                    self.tables["layer", layer][kernel_of(gene)].append(score)
+                else:
+                    for position, (op, *_) in enumerate(ops.parse(gene)):
+                        self.tables[position][op].append(score)
 
     def ucb(self, place):
         """{choice: u} at a place: u_i = mu_i + alpha * sqrt(2 ln N / N_i)  (Eq. 3)"""
-        table = dict(self.tables.get(place, {}))
+        table = self.tables.get(place, {})
         mean = statistics.fmean([x for scores in table.values() for x in scores] or [0.0])
         if not isinstance(place, int):  # CHOICE: a kernel never sampled counts once, with the mean of its layer
             table = {kernel: table.get(kernel, [mean]) for kernel in KERNELS}
         N = sum(map(len, table.values()))
-        # CHOICE: an op never sampled here has u = the place's mean; an infinite one would force what is never legal
-        return {i: statistics.fmean(table[i]) + self.alpha * math.sqrt(2 * math.log(N) / len(table[i]))
-                if i in table else mean for i in (ops.OPS if isinstance(place, int) else KERNELS)}
+        u = {i: statistics.fmean(x) + self.alpha * math.sqrt(2 * math.log(N) / len(x)) for i, x in table.items()}
+        # CHOICE: an op never sampled here has u = the place's mean; infinity would force what is never legal
+        return {i: u.get(i, mean) for i in (ops.OPS if isinstance(place, int) else KERNELS)}
 
     def p(self, place):
         """{choice: probability} at a place: softmax(u / tau).
-        DEVIATION: the paper has no tau, that is tau = 1; on scores in [0, 1] this is nearly uniform."""
+        DEVIATION: the paper has no tau; tau = 1 is nearly uniform on scores in [0, 1]."""
         u = self.ucb(place)
         weight = {i: math.exp((u_i - max(u.values())) / self.tau) if self.tau else 1.0 for i, u_i in u.items()}
         return {i: w / sum(weight.values()) for i, w in weight.items()}
@@ -110,44 +111,34 @@ class OperationPriority:
         return rng.choices(list(p), list(p.values()))[0]
 
     def perplexity(self, kind=int):
-        """(mean perplexity of p over the places seen, sum of N_i): how sharp the draws are, on how much they rest."""
+        """(mean perplexity of p, sum of N_i) over the places seen: how sharp p is."""
         seen = [place for place in self.tables if isinstance(place, kind)]
         entropies = [-sum(p * math.log(p) for p in self.p(place).values() if p) for place in seen]
-        counted = sum(len(scores) for place in seen for scores in self.tables[place].values())
-        return statistics.fmean(map(math.exp, entropies)) if seen else 0.0, counted
-
-def places(backbone):
-    """Yield (place, choice) of a backbone. Example: ("conv 3", "-Q") -> (("layer", 0), 3), (0, "neg")"""
-    for layer, gene in enumerate(backbone):
-        kernel = kernel_of(gene)
-        yield from [(("layer", layer), kernel)] if kernel else enumerate(op for op, *_ in ops.parse(gene))
+        N = sum(len(scores) for place in seen for scores in self.tables[place].values())
+        return statistics.fmean(map(math.exp, entropies)) if seen else 0.0, N
 
 # ---- Mutation (Alg. 1 l.6 and l.7) ----
-def random_gene(rng, convolution):
-    """A uniformly drawn kernel, or a random attention."""
-    return rng.choice(CONVOLUTIONS) if convolution else ops.formula(ops.random_dag(rng))
-
 def random_backbone(layers, rng, other=None):
-    """Each layer a convolution or an attention with p = 1/2 (l.1), or what it is not in the backbone `other`."""
-    kinds = [not kernel_of(gene) for gene in other] if other else [rng.random() < 0.5 for _ in range(layers)]
-    return tuple(random_gene(rng, convolution) for convolution in kinds)
+    """Each layer a convolution or an attention with p = 1/2 (l.1), or what it is not in `other`."""
+    convs = [not kernel_of(gene) for gene in other] if other else [rng.random() < 0.5 for _ in range(layers)]
+    return tuple(rng.choice(CONVOLUTIONS) if conv else ops.formula(ops.random_dag(rng)) for conv in convs)
 
 def grow(tables, rng, counts):
-    """A new attention, every op drawn from p at the position where it grows; after 60 failures a uniform one."""
+    """A new attention, each op drawn from p at its position; after 60 failures a uniform one."""
     for _ in range(60):
         dag = ops.draw(rng, tables.p)
         if ops.why_illegal(dag) is None:
             return ops.formula(dag)
     counts["uniform growth"] += 1
-    return random_gene(rng, convolution=False)
+    return ops.formula(ops.random_dag(rng))
 
 def with_gene(backbone, layer, gene):
-    """Example: with_gene(("conv 3", "conv 5"), 1, "conv 9") -> ("conv 3", "conv 9")"""
+    """The backbone with another gene in a layer."""
     return (*backbone[:layer], gene, *backbone[layer + 1:])
 
 def mutate_inter(backbone, tables, rng, counts):
-    """MutationInterLayer (l.6): with p = 1/2 flip the type of a uniformly chosen layer.
-    DEVIATION: in the paper it is random; here what the new layer holds is drawn from the tables, too."""
+    """MutationInterLayer (l.6): with p = 1/2 flip the type of a random layer.
+    DEVIATION: in the paper it is random; here the tables draw the new layer, too."""
     if rng.random() < 0.5:
         return backbone
     layer = rng.randrange(len(backbone))
@@ -155,48 +146,49 @@ def mutate_inter(backbone, tables, rng, counts):
     return with_gene(backbone, layer, new)
 
 def mutate_dag(dag, tables, rng):
-    """One edit of a path: replace an op, insert one, delete one, rewire one. May be illegal. CHOICE: these odds."""
+    """One edit of a path, perhaps an illegal one. CHOICE: these odds."""
     edit = rng.choices(("replace", "insert", "delete", "rewire"), (0.5, 0.2, 0.2, 0.1))[0]
-    t = rng.randrange(len(dag) + (edit == "insert"))  # an insertion may also come behind the output
+    t = rng.randrange(len(dag) + (edit == "insert"))  # an insertion also behind the output
     slot, nodes = 4 + t, [list(node) for node in dag]
 
-    def node(op, *first):  # with these operands, as far as it takes them, and others drawn from before
+    def node(op, *first):  # with these operands, as far as it takes them, then random ones
         return [op, *first, *(rng.randrange(slot) for _ in range(2))][:1 + ops.OPS[op].text.count("{}")]
 
     if edit == "replace":
         nodes[t] = node(tables.draw(t, rng), *rng.sample(nodes[t][1:], len(nodes[t]) - 1))
     elif edit == "rewire":
         nodes[t][rng.randrange(1, len(nodes[t]))] = rng.randrange(slot)
-    elif edit == "delete":  # its readers get one of its operands; at the end the node before becomes the output
+    elif edit == "delete":  # its readers get one of its operands
         heir = rng.choice(nodes.pop(t)[1:])
         nodes[t:] = [[op, *(heir if a == slot else a - (a > slot) for a in args)] for op, *args in nodes[t:]]
     else:
         op = tables.draw(min(t, len(dag) - 1), rng)  # a path of length k draws from the first k tables only
         nodes[t:] = [[name, *(a + (a >= slot) for a in args)] for name, *args in nodes[t:]]
         nodes.insert(t, node(op, slot - 1) if t == len(dag) else node(op))
-        if t < len(dag):  # the node that stood here reads the new one in place of an operand
+        if t < len(dag):  # the node that stood here reads it
             nodes[t + 1][rng.randrange(1, len(nodes[t + 1]))] = slot
     return ops.canonical(nodes) if nodes else ()
 
 def mutate_intra(backbone, tables, rng, counts):
-    """MutationIntraLayer (l.7) of a uniformly chosen layer: a new kernel, or an edit of its path. None if illegal."""
+    """MutationIntraLayer (l.7) of a random layer: a new kernel, or an edit of its path if that is legal."""
     layer = rng.randrange(len(backbone))
     if kernel_of(backbone[layer]):
         return with_gene(backbone, layer, f"conv {tables.draw(('layer', layer), rng)}")
     dag = mutate_dag(ops.parse(backbone[layer]), tables, rng)
     if ops.why_illegal(dag):
         counts["illegal edits"] += 1
-        return None
+        return backbone
     return with_gene(backbone, layer, ops.formula(dag))
 
 def mutate(parent, tables, rng, seen, counts):
-    """A child of a backbone (l.6, l.7): legal, changed, never seen. After 200 tries a layer grows anew, counted."""
+    """A child of a backbone (l.6, l.7): changed, never seen. After 200 tries a layer grows anew."""
     between = mutate_inter(parent, tables, rng, counts)
+    taken = {between, *seen}
     for _ in range(200):
         child = mutate_intra(between, tables, rng, counts)
-        if child not in (None, between) and child not in seen:
+        if child not in taken:
             return child
-    while child in (None, between) or child in seen:
+    while child in taken:
         counts["fresh layers"] += 1
         child = with_gene(between, rng.randrange(len(between)), grow(tables, rng, counts))
     return child
@@ -204,8 +196,8 @@ def mutate(parent, tables, rng, seen, counts):
 # ---- The evolution (Algorithm 1) ----
 @dataclass(frozen=True)
 class Candidate:
-    """One judgement of a backbone. number: None if the probe turned it away. score: None until judged, or if rejected.
-    reason: of a rejection. mlm, nsp: held-out losses, nats. tasks: ((task, score), ..)."""
+    """One judgement of a backbone. number: None if the probe turned it away. score: None if rejected, for this reason.
+    mlm, nsp: held-out losses, nats. tasks: ((task, score), ..)."""
     number: int | None
     round: int
     parent: int | None
@@ -227,29 +219,27 @@ def best_of(candidates, k):
 
 def plan(s):
     """[(kind, new candidates, ones judged again)] of each round. CHOICE: scores of different rounds must be comparable,
-    though the super-net matures. So a first generation with both branches of every layer warms it before anything
-    counts; it is judged again as part of M_0, as the parents are in each round and the best at the end."""
-    size, shares, evolves = s.parents * s.children, s.strategy != "random", s.strategy in ("op-nas", "ea+ws")
+    though the super-net matures. So a first generation with both branches of every layer warms it; that is judged
+    again, as are the parents of each round and the best at the end."""
+    size, shares = s.parents * s.children, s.strategy != "random"
     first, last = s.warm * shares, s.finalists * shares
-    # CHOICE: M_0 comes a round's size at a time (l.1, l.2), or all of it would start from an untrained super-net
+    # CHOICE: M_0 comes a round's size at a time (l.1, l.2), or all would start from an untrained super-net
     chunks = [("random", min(size, s.population - i), 0) for i in range(first, s.population, size)]
-    # CHOICE: "until convergence" (l.13) is a number of rounds
-    rounds = [("mutants", size, s.parents * s.again) if evolves else ("random", size, 0)] * s.rounds
+    rounds = [("random", size, 0) if "random" in s.strategy else ("mutants", size, s.parents * s.again)] * s.rounds
     return [("first", first, 0), ("again", 0, first)] * (first > 0) + chunks + rounds + [("last", 0, last)] * (last > 0)
 
 def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda *_: None):
-    """Algorithm 1, or another strategy of Fig. 6 -> every Candidate, those turned away too.
-    fitness(round, batch, log) -> the batch, judged from one snapshot of the super-net (l.8, l.9). probe(backbone) ->
-    None, or why it is turned away untrained. log: of rounds that are over; a round depends on it and the seed alone."""
+    """Algorithm 1 -> a log: every Candidate, those turned away too. fitness(round, batch, log) -> the batch, judged.
+    probe(backbone) -> None, or why it is turned away. log: of earlier rounds; it and the seed decide the next one."""
     log = list(log)
     for number, (kind, size, repeated) in list(enumerate(plan(s)))[len({c.round for c in log}):]:  # l.3
         rng, counts, M = random.Random(f"{s.seed} {number}"), collections.Counter(), last_of(log)
         tables = OperationPriority(M, s.alpha, math.inf if s.strategy == "ea+ws" else s.tau)  # l.12
-        parents = best_of(M, s.parents)  # l.4
+        parents = best_of(M, s.parents) if kind == "mutants" else []  # l.4
         again = (M if kind == "again" else best_of(M, repeated))[:repeated]
         batch, seen, tries = [replace(c, round=number) for c in again], {c.backbone for c in log}, 100 * size
         for i in range(size):
-            parent, reason = parents[i % len(parents)] if kind == "mutants" and parents else None, "not tried"  # l.5
+            parent, reason = parents[i % len(parents)] if parents else None, "not tried"  # l.5
             while reason:
                 other = batch[-1].backbone if kind == "first" and i % 2 else None
                 backbone = (mutate(parent.backbone, tables, rng, seen, counts) if parent  # l.6, l.7
@@ -259,24 +249,28 @@ def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda 
                     tries -= 1
                     reason = probe(backbone) if tries > 0 else None  # it must not hang the search
                     counts[reason or "proposed"] += 1
-                    new = Candidate(None if reason else len(M) + i, number, parent and parent.number, backbone)
-                    (log if reason else batch).append(replace(new, reason=reason or ""))
+                    new = None if reason else len(M) + i, number, parent and parent.number, backbone, None, reason or ""
+                    (log if reason else batch).append(Candidate(*new))
         note(number, kind, counts, tables)
         log += fitness(number, batch, log)  # l.8, l.9, l.11
     return log
 
-# ---- The proxy task (App. D.1): what a candidate's score is ----
+# ---- The proxy task (App. D.1) ----
 class Proxy:
-    """Judges candidates: the text, tasks and settings of a run's folder, loaded once in every process."""
+    """A run's settings, text and tasks, in every process, and how they judge a backbone."""
     def __init__(self, folder, device):
-        torch.set_num_threads(1)  # the same result for any number of workers; a small model needs no more
-        (corpus, tables, s), self.folder, self.device = settings_in(folder), folder, device
-        self.s, self.corpus = s, data.Corpus(corpus)
+        torch.set_num_threads(1)  # or the number of workers would change the result
+        about = json.loads((folder / "settings.json").read_text())
+        corpus, tables = about.pop("corpus"), about.pop("glue")
+        s = SearchSettings(pretrain=autobert.PretrainSettings(**about.pop("pretrain")),
+                           tune=glue.FinetuneSettings(**about.pop("tune")), **about)
+        self.folder, self.device, self.s, self.corpus = folder, device, s, data.Corpus(corpus)
         self.config = replace(autobert.SIZES[s.size], vocab=self.corpus.tokenizer.vocab_size)
         self.batches, self.held_out = (data.PretrainingData(self.corpus, part, s.pretrain.n, s.pretrain.batch, s.seed)
                                        for part in data.split_held_out(self.corpus))
-        share = np.bincount(self.corpus.tokens) / len(self.corpus.tokens)
-        self.unigram = -float((share[share > 0] * np.log(share[share > 0])).sum())  # nats
+        counts = np.bincount(self.corpus.tokens)
+        share = counts[counts > 0] / counts.sum()
+        self.unigram = -float((share * np.log(share)).sum())  # entropy, nats
         self.tasks = {task: [glue.encode(glue.read_task(tables, task, split), self.corpus.tokenizer, s.tune.n)
                              for split in ("train", "dev")] for task in s.tasks}
 
@@ -286,14 +280,14 @@ class Proxy:
         return autobert.Pretraining(self.config, backbone)
 
     def probe(self, backbone):
-        """Why a backbone is not worth training, or None: seen on one batch, from random weights.
-        CHOICE: collapsed = nearly the same hidden states at every token. Random graphs, above all with dist, often give
-        large, nearly constant outputs, and the LayerNorm behind them then wipes the tokens out."""
+        """Why a backbone is not worth training, or None. CHOICE: collapsed = nearly the same hidden state at any token:
+        random graphs, above all with dist, often give large constants; the LayerNorm behind wipes the tokens out."""
         model = self.model(backbone, self.s.seed).to(self.device).eval()
         batch = autobert.to_device(autobert.piece(self.held_out.batch(0)), self.device)
         loss = model(batch).sum()
         loss.backward()
-        if not all(x.isfinite().all() for x in (loss, *(p.grad for p in model.parameters() if p.grad is not None))):
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        if not all(x.isfinite().all() for x in (loss, *gradients)):
             return "not finite"
         with torch.no_grad():
             x = model.encoder(batch["ids"], batch["segments"], batch["mask"])  # (B, n, d)
@@ -309,62 +303,55 @@ class Proxy:
         return autobert.held_out_loss(model, self.held_out, 16, self.device, s.precision)
 
     def scores(self, model, seed, final=False):
-        """((task, score in [0, 1]), ..) after fine-tuning a copy. DEVIATION: candidates are scored on a tenth of the
-        training rows, so that dev, on which the final models are, is new to the winner. The paper selects on dev."""
+        """((task, score in [0, 1]), ..), fine-tuned. DEVIATION: candidates are scored on a tenth of the training rows:
+        dev shall be new to the winner; the paper selects on it."""
         found = []
         for task, ((rows, labels), dev) in self.tasks.items():
-            order = np.random.default_rng(seed).permutation(len(rows))
-            parts = order[len(order) // 10:][:self.s.rows or None], order[:len(order) // 10]
-            train, unseen = (([rows[i] for i in part], labels[part]) for part in parts)
-            judges = dev if final else unseen
-            _, score = glue.finetune(model.encoder, task, train, judges, self.s.tune, seed, self.device)
+            order, tenth = np.random.default_rng(seed).permutation(len(rows)), len(rows) // 10
+            parts = order[tenth:][:self.s.rows or None], order[:tenth]
+            train, rest = (([rows[i] for i in part], labels[part]) for part in parts)
+            _, score = glue.finetune(model.encoder, task, train, dev if final else rest, self.s.tune, seed, self.device)
             found.append((task, glue.unit_score(score)))
         return tuple(found)
 
     def judge(self, path, backbone, steps, offset):
-        """Alg. 1 l.8 and l.9: write what a round needs to know of a candidate, and its pre-trained weights."""
-        start, seed, tasks, reason, found = time.time(), self.s.seed, (), "", (None, None)
+        """Write (fields of a Candidate, its weights unless rejected): l.8, l.9."""
+        start, seed, mlm, nsp, tasks = time.time(), self.s.seed, None, None, ()
         slots = None if self.s.strategy == "random" else load(self.folder / "state.pt")["slots"]
         child = supernet.SuperNet(self.config, slots=slots).child(backbone) if slots else self.model(backbone, seed)
         try:
-            found = self.pretrain(child, steps, seed, offset)
-            reason = "" if found[0] < self.unigram - 0.05 or not slots else "no learning"
+            mlm, nsp = self.pretrain(child, steps, seed, offset)
+            reason = "" if mlm < self.unigram - 0.05 or not slots else "no learning"
             tasks = () if reason else self.scores(child, seed)
         except autobert.Diverged:
             reason = "diverged"
         score = statistics.fmean(x for _, x in tasks) if tasks else None
-        save(path, {"score": score, "reason": reason, "mlm": found[0], "nsp": found[1], "tasks": tasks,
-                    "seconds": time.time() - start, "weights": child.state_dict() if tasks and slots else {}})
+        found = dict(score=score, reason=reason, mlm=mlm, nsp=nsp, tasks=tasks, seconds=time.time() - start)
+        save(path, (found, child.state_dict() if tasks and slots else {}))
 
     def final(self, path, backbone, seed):
-        """Write a checkpoint of a full training from scratch, with its losses and scores."""
+        """Write a checkpoint of a full training, with its losses and scores."""
         model = self.model(backbone, seed)
         mlm, nsp = self.pretrain(model, self.s.final_steps, seed)
         tasks = self.scores(model, seed, final=True)
         autobert.save_checkpoint(path, model, self.corpus.tokenizer, mlm=mlm, nsp=nsp, tasks=tasks)
 
-# ---- A run: its folder, its workers, going on after a kill ----
+# ---- A run: its folder and its workers ----
 PROXY = None  # a process's own
 
-def settings_in(folder):
-    """(corpus, glue, SearchSettings) of a run."""
-    about = json.loads((folder / "settings.json").read_text())
-    about["pretrain"] = autobert.PretrainSettings(**about["pretrain"])
-    about["tune"] = glue.FinetuneSettings(**about["tune"])
-    return about.pop("corpus"), about.pop("glue"), SearchSettings(**about)
-
 def start_worker(folder, device):
-    """What each process does first. A worker ends with its parent, however that ends."""
+    """What each process does first. A worker ends with its parent."""
     global PROXY
     rank = 0
     if parent := multiprocessing.parent_process():
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-        rank = int(multiprocessing.current_process().name.split("-")[-1])  # of SpawnProcess-1, -2, ..
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+        rank = int(multiprocessing.current_process().name.split("-")[-1])  # SpawnProcess-1, ..
     PROXY = Proxy(folder, autobert.find_device(device, rank))
 
-def once(method, path, *arguments):
-    """PROXY.method(path, ..) unless the file exists: a kill loses only what is being worked on."""
+def once(job):
+    """Do a job (method of PROXY, path, ..) unless its file exists: a kill loses only work in progress."""
+    method, path, *arguments = job
     if not path.exists():
         getattr(PROXY, method)(path, *arguments)
 
@@ -377,61 +364,59 @@ def load(path):
     return torch.load(path, weights_only=True, mmap=True)
 
 class Run:
-    """A search in its folder. state.pt is all its state: the log of whole rounds and the super-net behind them."""
-    def __init__(self, folder, pool):
-        self.folder, self.map, self.s, self.begun, self.done = folder, pool, PROXY.s, time.time(), 0
-        if not (folder / "state.pt").exists():
+    """A search. All its state is state.pt: the log of whole rounds, and the super-net behind them."""
+    def __init__(self, folder, map):
+        self.folder, self.map, self.s, self.begun, self.done = folder, map, PROXY.s, time.time(), 0
+        path = folder / "state.pt"
+        if not path.exists():
             slots = supernet.SuperNet(PROXY.config, self.s.seed).slots
-            save(folder / "state.pt", {"config": asdict(PROXY.config), "log": (), "offset": 0, "slots": slots})
-        self.log = [Candidate(*c) for c in load(folder / "state.pt")["log"]]
+            save(path, dict(config=asdict(PROXY.config), log=(), offset=0, slots=slots))
+        self.log = [Candidate(*c) for c in load(path)["log"]]
 
     def fitness(self, number, batch, log):
-        """For evolve: judge a round from one snapshot of the super-net, then write its weights back, best last."""
-        state, judged, shares = load(self.folder / "state.pt"), [], self.s.strategy != "random"
-        # CHOICE: an untrained super-net trains longer, or none of its children would have learned anything
-        steps = self.s.steps * (self.s.cold if number == 0 and shares else 1)
+        """Judge a round from one snapshot of the super-net (l.8, l.9), then write back, best last."""
+        state, judged = load(self.folder / "state.pt"), []
+        steps = self.s.steps * (self.s.cold if number == 0 and self.s.strategy != "random" else 1)
         paths = [self.folder / f"round-{number}-{c.number}.pt" for c in batch]
         jobs = [("judge", path, c.backbone, steps, state["offset"]) for c, path in zip(batch, paths)]
-        for c, path, _ in zip(batch, paths, self.map(once, *zip(*jobs)) if jobs else ()):
-            judged.append(replace(c, **{key: x for key, x in load(path).items() if key != "weights"}))
+        for c, path, _ in zip(batch, paths, self.map(once, jobs)):
+            judged.append(replace(c, **load(path)[0]))
             self.tell(judged[-1], [*log, *judged])
-        net = supernet.SuperNet(PROXY.config, slots={name: x.clone() for name, x in state["slots"].items()})
-        children = [(c.score, path) for c, path in zip(judged, paths) if c.score is not None and shares]
-        for i in supernet.write_order([score for score, _ in children]):
-            net.absorb(load(children[i][1])["weights"])
-        save(self.folder / "state.pt", {**state, "log": [astuple(c) for c in (*log, *judged)], "slots": net.slots,
-                                        "offset": state["offset"] + steps})  # the one moment at which a round is over
-        write_table(self.folder / "candidates.tsv", [*log, *judged])
+        net = supernet.SuperNet(PROXY.config, slots=state["slots"])
+        for i in supernet.write_order([c.score or 0 for c in judged]):
+            net.absorb(load(paths[i])[1])
+        log = [*log, *judged]
+        state |= dict(log=[astuple(c) for c in log], offset=state["offset"] + steps)
+        save(self.folder / "state.pt", state)  # the one moment at which a round is over
+        write_table(self.folder / "candidates.tsv", log)
         for path in self.folder.glob("round-*.pt"):
             path.unlink()
         return judged
 
     def tell(self, c, log):
-        """Print a judged Candidate: its score, the best so far, the time left, the layers that its parent has not."""
-        M, self.done = last_of(log), self.done + 1
-        *_, counts, repeats = zip(*plan(self.s))
-        left = (sum(counts + repeats) - sum(c.number is not None for c in log)) * (time.time() - self.begun) / self.done
-        best = max((x.score for x in M if x.score is not None), default=0)
-        parent = next((x.backbone for x in M if x.number == c.parent), ())
-        new = " ".join(f"L{i} {gene}" for i, gene in enumerate(c.backbone, 1) if parent[i - 1:i] != (gene,))
-        score = c.reason if c.score is None else f"{c.score:.3f}"
-        line = f"cand={c.number}/{sum(counts)} round={c.round} score={score} best={best:.3f} left={autobert.span(left)}"
-        print(f"{line} | {new}"[:120], flush=True)
+        """Print a Candidate's score, the best so far, the time left, the layers that its parent has not."""
+        self.done += 1
+        M, (_, new, again) = last_of(log), zip(*plan(self.s))
+        missing = sum(new + again) - sum(x.number is not None for x in log)
+        left = autobert.span(missing * (time.time() - self.begun) / self.done)
+        parent = next((x.backbone for x in M if x.number == c.parent), [""] * len(c.backbone))
+        changed = " ".join(f"L{i} {gene}" for i, gene in enumerate(c.backbone, 1) if gene != parent[i - 1])
+        score, best = c.reason if c.score is None else f"{c.score:.3f}", max(x.score or 0 for x in M)
+        line = f"cand={c.number}/{sum(new)} round={c.round} score={score} best={best:.3f} left={left} | {changed}"
+        print(line[:120], flush=True)
 
 def write_table(path, log):
-    """candidates.tsv: a judgement a row, and each backbone that the probe turned away."""
-    tasks = next(([task for task, _ in c.tasks] for c in log if c.tasks), [])
-    rows = [("number", "round", "parent", "score", "reason", "mlm", "nsp", *tasks, "seconds", "backbone")]
-    for c in log:
-        scores = [x for _, x in c.tasks] or [None] * len(tasks)
-        rows.append((*astuple(c)[:3], c.score, c.reason, c.mlm, c.nsp, *scores, c.seconds, " | ".join(c.backbone)))
-    data.write_beside(path, "".join("\t".join("-" if x in (None, "") else str(x) for x in row) + "\n" for row in rows))
+    """A judgement a row, and each backbone that the probe turned away."""
+    rows = [[*"number round parent score reason mlm nsp".split(), *PROXY.s.tasks, "seconds", "backbone"]]
+    for number, round, parent, backbone, *about, tasks, seconds in map(astuple, log):
+        cells = [number, round, parent, *about, *map(dict(tasks).get, PROXY.s.tasks), seconds, " | ".join(backbone)]
+        rows.append("-" if x in (None, "") else str(x) for x in cells)
+    data.write_beside(path, "".join("\t".join(row) + "\n" for row in rows))
 
 def note(number, kind, counts, tables):
-    """Print how sharp the tables are, and how many proposals were turned away and why."""
-    (sharp, N), (kernels, N_kernels) = tables.perplexity(), tables.perplexity(tuple)
-    print(f"-- round {number}, {kind}: perplexity of ops {sharp:.2f} (N {N}), of kernels {kernels:.2f} (N {N_kernels})",
-          *(f"{key.replace(' ', '-')}={count}" for key, count in counts.items()), flush=True)
+    """Print how sharp the tables are, and what became of the proposals."""
+    sharp = "perplexity of ops %.2f (N %d), of kernels %.2f (N %d)" % (*tables.perplexity(), *tables.perplexity(tuple))
+    print(f"-- round {number}, {kind}: {sharp}; {dict(counts)}", flush=True)
 
 # ---- The final judgement ----
 def verdict(gaps):
@@ -439,61 +424,60 @@ def verdict(gaps):
     n, mean = len(gaps), gaps.mean()
     if n == 1:
         return f"The winner ended {mean:+.1f} from bert. One training of each is no evidence: see --final-seeds."
-    t95 = {2: 12.7, 3: 4.3, 4: 3.18, 5: 2.78}.get(n, 2.57)  # Student's t
+    t95 = (12.7, 4.3, 3.18, 2.78, 2.57)[min(n, 6) - 2]  # Student's t
     error = t95 * gaps.std(ddof=1) / math.sqrt(n)
     where = "above" if mean > error else "below" if mean < -error else "level with"
     return f"The winner is {where} bert: {mean:+.1f} ± {error:.1f} (95 %, {n} trainings of each)."
 
 def judge_winner(run, winner):
-    """Train winner, bert and autobert-zero from scratch with one budget; print and keep the table."""
-    seeds, published = range(run.s.final_seeds), ("bert", "autobert-zero")
-    backbones = {"best": winner} | {name: autobert.load_backbone(name, len(winner)) for name in published}
-    jobs = [("final", run.folder / f"{name}-{i}.pt", genes, i) for i in seeds for name, genes in backbones.items()]
-    list(run.map(once, *zip(*jobs)))
-    lines, averages = ["".join(f"{x:>14}" for x in ("", *run.s.tasks, "average", "MLM", "NSP", "params"))], {}
+    """Train winner, bert and autobert-zero alike, from scratch; print and keep the table."""
+    backbones = {"best": winner} | {x: autobert.load_backbone(x, len(winner)) for x in ("bert", "autobert-zero")}
+    seeds = range(run.s.final_seeds)
+    jobs = [("final", run.folder / f"{name}-{i}.pt", backbones[name], i) for name in backbones for i in seeds]
+    list(run.map(once, jobs))
+    rows, averages = [("", *run.s.tasks, "average", "MLM", "NSP", "params")], {}
     for name, genes in backbones.items():
         found = [load(run.folder / f"{name}-{i}.pt") for i in seeds]
-        tasks = 100 * np.array([[x for _, x in f["tasks"]] for f in found])  # (seeds, tasks)
-        averages[name] = tasks.mean(1)
-        columns = [*tasks.T, averages[name], [f["mlm"] for f in found], [f["nsp"] for f in found]]
-        cells = "".join(f"{np.mean(x):8.3f} ±{np.std(x):4.1f}" for x in columns)
-        lines.append(f"{name:>14}{cells}{autobert.count_parameters(PROXY.config, genes)['total']:>14,}")
+        found = np.array([[*(100 * x for _, x in f["tasks"]), f["mlm"], f["nsp"]] for f in found])
+        averages[name] = found[:, :-2].mean(1)  # (seeds,)
+        cells = [f"{x.mean():.3f} ±{x.std():4.1f}" for x in np.insert(found, -2, averages[name], axis=1).T]
+        rows.append((name, *cells, f"{autobert.count_parameters(PROXY.config, genes)['total']:,}"))
+    lines = ["".join(f"{cell:>14}" for cell in row) for row in rows]
     lines += [f"L{i} {gene}" for i, gene in enumerate(winner, 1)] + [verdict(averages["best"] - averages["bert"])]
     data.write_beside(run.folder / "table.txt", "\n".join(lines) + "\n")
-    print("\n".join(lines))
+    print(*lines, sep="\n")
 
 def search(s: SearchSettings, preset: tuple(PRESETS) = "toy", corpus: str = "toy/corpus.txt", glue: str = "toy/glue",
            out: str = "runs/search", workers: int = os.cpu_count(), device: str = "auto"):
-    """Search a backbone, then train and judge the winner beside bert. The same command again goes on where it stopped.
+    """Search a backbone, then train the winner and judge it beside bert. The same command again goes on.
 
     preset: settings that other flags may change
     corpus: a folder that `data.py prepare` wrote, or a text file
     glue: the folder that holds CoLA, SST-2, ..
     out: the run's folder
-    workers: processes that judge candidates, each on a GPU of its own if there are several
+    workers: processes that judge candidates; of several GPUs each takes its own
     device: auto, cpu, cuda, cuda:1, .."""
     folder, s = Path(out), replace(PRESETS[preset], **s)
-    kept = corpus if os.path.isdir(corpus) else folder / "corpus"
+    path, kept = folder / "settings.json", corpus if os.path.isdir(corpus) else folder / "corpus"
     text = json.dumps({"corpus": os.path.abspath(kept), "glue": os.path.abspath(glue), **asdict(s)}, indent=1)
-    path = folder / "settings.json"
     if path.exists():
         data.check_same(json.loads(path.read_text()), json.loads(text), out)
     data.open_corpus(corpus, kept, autobert.SIZES[s.size].vocab, s.seed)
     data.write_beside(path, text)
     print(f"{preset} preset, seed {s.seed}, {workers} workers; all settings in {path}", flush=True)
-    start_worker(folder, device)  # this process proposes and writes back
+    start_worker(folder, device)  # here, to propose and write back
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker, (folder, device))
     try:
         run = Run(folder, map if workers == 1 else pool.map)
         log = evolve(s, PROXY.config.layers, run.fitness, PROXY.probe, run.log, note)
-        finalists = [c for c in last_of(log) if c.round == log[-1].round or not s.finalists]
-        winner = best_of(finalists, 1) or best_of(last_of(log), 1)
+        M = last_of(log)
+        winner = best_of([c for c in M if c.round == log[-1].round or not s.finalists], 1) or best_of(M, 1)
         if not winner:
             raise UserError(f"all candidates were rejected: {dict(collections.Counter(c.reason for c in log))}")
         autobert.save_backbone(folder / "best.json", winner[0].backbone)
         judge_winner(run, winner[0].backbone)
-    except BrokenProcessPool:
-        raise UserError("a worker died, out of memory? Take fewer --workers; the same command again goes on") from None
+    except BrokenExecutor:
+        raise UserError("a worker has died, out of memory? Take fewer; the same command again goes on") from None
     finally:
         for worker in multiprocessing.active_children():
             worker.kill()

@@ -1,17 +1,14 @@
 """The intra-layer search space: attention as a graph of primitive operations (paper Sec. 3.1, Table 1).
 
 An attention head turns four projections of its input, Q, K, V and P, into an output by a graph (DAG) of primitive ops.
-Here is everything about one such graph: the table of ops, the formula that writes it down, whether it is legal, what it
-computes and costs, and how to draw one at random.
 
     dag    the genome: a tuple of nodes (op, in1[, in2]); slots 0..3 are Q K V P, node t fills slot 4 + t and the last
            is the output. BERT: (("transpose", 1), ("matmul", 0, 4), ("scale", 5), ("softmax", 6), ("matmul", 7, 2))
     type   what a value's two axes are, tokens "n" or head channels "d": "nd", "dn", "nn" or "dd"
     n, d   tokens, head size (d_h in the paper); B batch, H heads
-    k      path length: the number of nodes; a node's position in the path is its index in the canonical order
+    k      path length: the number of nodes; a node's position is its index in the canonical order
 
-    python ops.py                                   # the published attentions, step by step
-    python ops.py "softmax(scale(Q @ T(K))) @ V"    # what any formula is, step by step
+    python ops.py "softmax(scale(Q @ T(K))) @ V"    # step by step; without a formula the published attentions
 
 Read this first; then data.py.
 """
@@ -37,7 +34,7 @@ class Op:
 
     rule: the types it takes and gives, one letter an axis; equal letters must be equal axes.
     value(d_h, x[, y]): its tensor function on (..., rows, columns). flops(a, k, b): operations on x of (a, k) for a
-    result of b columns. reduces: per operand the axis it sums or normalises over (None: none), which is where padding
+    result of b columns. reduces: per operand the axis it sums or normalises over (None: none), where padding
     must be hidden, and where tokens mix if that axis is n. hide: what padding becomes there."""
     text: str
     rule: str
@@ -49,8 +46,7 @@ class Op:
     @functools.cache
     def type(self, *types):
         """The type of the result, None where the operands do not fit. Example: matmul of "nd", "dn" -> "nn" """
-        # CHOICE: no sizes and no broadcasting. No op then makes a scalar, and the paper's "neg, add and multiplication"
-        # on scalars never occurs.
+        # CHOICE: no sizes, no broadcasting. So the paper's "neg, add and multiplication" on scalars never occur
         operands, result = self.rule.replace(", ", "").split(" -> ")
         axes = {}
         fits = all(axes.setdefault(letter, axis) == axis for letter, axis in zip(operands, "".join(types)))
@@ -63,9 +59,9 @@ def cosine(d_h, x, y):
 
 def distance(d_h, x, y):
     """Euclidean distance of every row of x to every row of y."""
-    # |x - y|² = |x|² + |y|² - 2xy: (rows of x) × (rows of y) numbers, never a third axis for the channels
+    # |x - y|² = |x|² + |y|² - 2xy: no third axis for the channels
     square = x.square().sum(-1, keepdim=True) + y.square().sum(-1, keepdim=True).mT - 2 * (x @ y.mT)
-    return torch.sqrt(square.clamp(min=0) + 1e-6)  # 1e-6: the root has no gradient at 0
+    return torch.sqrt(square.clamp(min=0) + 1e-6)  # the root has no gradient at 0
 
 OPS = {
     "neg": Op("-{}", "ak -> ak", lambda d, x: -x, lambda a, k, b: a * k),
@@ -109,7 +105,7 @@ def canonical(dag):
     in Table 1's order, then inputs by letter), nodes in post-order from the output.
     Example: (("neg", 0), ("neg", 0), ("add", 1, 5)) -> (("neg", 0), ("add", 4, 1)), that is -Q + K"""
     ops, leaves = list(OPS), [(len(OPS), letter) for letter in INPUTS]
-    unique = {}  # subtle: keyed by the identity of the operands; a nested key would be hashed again and again
+    unique = {}  # subtle: keyed by the operands' identity; a nested key would be hashed again and again
     nodes, slot = [], {id(leaf): i for i, leaf in enumerate(leaves)}
 
     def merge(op, *args):
@@ -148,10 +144,9 @@ def formula(dag):
     return "; ".join(statements + [fold(dag, [(letter, 3) for letter in INPUTS], write)[-1][0]])
 
 SYNTAX = {op.text.split("(")[0]: name for name, op in OPS.items() if "(" in op.text}
-EXPECTED = f"expected Q K V P, names given before, {' '.join(SYNTAX)} - + @"
 SYNTAX |= {ast.USub: "neg", ast.Add: "add", ast.MatMult: "matmul"}
 
-@functools.lru_cache(4096)  # a search meets the same formulas again and again
+@functools.lru_cache(4096)
 def parse(text):
     """The canonical graph of a formula; ValueError if it is malformed. Wrong types parse; see why_illegal."""
     slots, nodes = {letter: i for i, letter in enumerate(INPUTS)}, []
@@ -183,10 +178,11 @@ def parse(text):
         if (output := read(last.value)) < 4:
             raise ValueError("a bare input is no formula")
     except (SyntaxError, RecursionError, AttributeError, ValueError) as error:
-        raise ValueError(f"formula {text[:120]!r}: {error}; {EXPECTED}") from None
+        forms = ", ".join(op.text.replace("{}", "x") for op in OPS.values())
+        raise ValueError(f"formula {text[:120]!r}: {error}; expected {forms}, x being Q K V P or a name") from None
     return canonical(nodes[:output - 3])
 
-# ---- Legality (Sec. 3.1: "we examine whether every operation is legit") ----
+# ---- Legality (Sec. 3.1) ----
 @functools.cache
 def slot_types(dag):
     """The type of every slot, inputs first; None for a node whose operands do not fit, and for all that reads it."""
@@ -219,8 +215,8 @@ def why_illegal(dag, require_mixing=True):
 # ---- What it computes, what it costs ----
 @functools.cache
 def attention_in(dag):
-    """(A, Y, C, slots inside) of a graph whose output is softmax(scale(A @ Y)) @ C, which is one call of torch's
-    scaled_dot_product_attention; else None. Example: BERT's -> (0, 4, 2, {5, 6, 7, 8})"""
+    """(A, Y, C, slots inside) if the output is softmax(scale(A @ Y)) @ C, one call of torch's
+    scaled_dot_product_attention. Example: BERT's -> (0, 4, 2, {5, 6, 7, 8})"""
     slot, others, inside = 3 + len(dag), [], []
     for op in ("matmul", "softmax", "scale", "matmul"):  # from the output along the first operands
         if slot < 4 or dag[slot - 4][0] != op or sum(slot in args for _, *args in dag) > 1:
@@ -232,19 +228,20 @@ def attention_in(dag):
 
 def evaluate(dag, inputs, mask=None, dropout=0.0, fused=False):
     """The output of a legal graph: (B, H, n, d_h).
-
-    inputs: Q, K, V, P, each (B, H, n, d_h), or None where the graph does not read it. mask: (B, n) bool, True = a
-    real token; padding then never reaches a real token, whatever the graph. dropout: of each softmax of type (n, n).
+    inputs: Q, K, V, P, each (B, H, n, d_h), or None if not read. mask: (B, n) bool, True = a
+    real token; padding then never reaches one, whatever the graph. dropout: of each softmax of type (n, n).
     fused: the same function, by scaled_dot_product_attention where the graph ends in one."""
     d_h, types, values = next(x for x in inputs if x is not None).shape[-1], slot_types(dag), list(inputs)
+    padding = {}  # by axis
     if mask is not None:  # a sequence with no real token counts as all real, or its softmax would be 0/0
-        padding = ~mask & mask.any(-1, keepdim=True)  # (B, n)
-        padding = {-1: padding[:, None, None, :], -2: padding[:, None, :, None]}
+        hide = ~mask & mask.any(-1, keepdim=True)  # (B, n)
+        padding = {-1: hide[:, None, None, :], -2: hide[:, None, :, None]}
 
-    def hidden(slot, axis, fill):  # without padding, where an op reduces over tokens: there, and only there
+    def hidden(slot, axis, fill):  # an operand without padding where its op reduces over tokens, and only there
         # a mask in the softmax alone leaks in nearly every other graph; filled, not multiplied: inf * 0 is nan
-        over_tokens = mask is not None and axis and types[slot][axis] == "n"
-        return values[slot].masked_fill(padding[axis], fill) if over_tokens else values[slot]
+        if axis in padding and types[slot][axis] == "n":
+            return values[slot].masked_fill(padding[axis], fill)
+        return values[slot]
 
     a, y, c, inside = fused and attention_in(dag) or (0, 0, 0, ())
     for slot, (op, *args) in enumerate(dag, 4):
@@ -254,7 +251,7 @@ def evaluate(dag, inputs, mask=None, dropout=0.0, fused=False):
             x = F.dropout(x, dropout) if op == "softmax" and types[slot] == "nn" else x
         values.append(x)
     if inside:
-        keep = None if mask is None else ~padding[-1]
+        keep = ~padding[-1] if padding else None
         return F.scaled_dot_product_attention(values[a], values[y].mT, hidden(c, -2, 0.0), keep, dropout)
     return values[-1]
 
@@ -267,8 +264,7 @@ def flops(dag, n, d_h):
 # ---- Random graphs ----
 def operands(rng, op, slots, open_, fresh, least, goal):
     """Operands for `op` among typed slots, at least `least` of them open nodes, result of type `goal` (None: any)."""
-    # CHOICE: prefer what nothing has read yet; x + x, cos(x, x), dist(x, x) and a second dist are damped, not
-    # forbidden: else they crowd the draws, for they always fit
+    # CHOICE: prefer what nothing has read yet; damp x + x, cos(x, x), dist(x, x) and a second dist: they always fit
     weight = {a: 8 if a in open_ else 3 if a in fresh else 1 for a in slots}
     choices = {}
     for args in itertools.product(slots, repeat=OPS[op].text.count("{}")):
@@ -280,7 +276,6 @@ def operands(rng, op, slots, open_, fresh, least, goal):
 
 def draw(rng, weights=None):
     """One raw draw, canonical but perhaps illegal: a graph grown forward, type- and goal-directed.
-
     rng: random.Random. weights(position) -> {op: weight} at that position of the path; None: uniform."""
     length, inputs = rng.choice(LENGTHS), rng.sample(range(4), rng.choice((2, 3, 4)))
     slots, open_, fresh, dag = {a: "nd" for a in inputs}, set(), set(inputs), []
@@ -288,7 +283,7 @@ def draw(rng, weights=None):
         least, goal = len(open_) - left, None if left else "nd"  # every open node must still find a reader
         weight = dict(weights(len(dag))) if weights else dict.fromkeys(OPS, 1.0)
         weight["dist"] *= 0.3 ** sum(op == "dist" for op, *_ in dag)
-        for op in sorted(OPS, key=lambda op: rng.expovariate(weight[op] or 1e-300)):  # drawn by weight, one by one
+        for op in sorted(OPS, key=lambda op: rng.expovariate(weight[op] or 1e-300)):  # drawn by weight
             if args := operands(rng, op, slots, open_, fresh, least, goal):
                 break
         else:
@@ -297,11 +292,11 @@ def draw(rng, weights=None):
         slots[3 + len(dag)] = OPS[op].type(*(slots[a] for a in args))
         open_ = open_.difference(args) | {3 + len(dag)}
         fresh.difference_update(args)
-    return canonical(dag) if dag else ()
+    return canonical(dag)
 
-def random_dag(rng, weights=None):
-    """A legal random graph (see draw), by drawing again until one is."""
-    while why_illegal(dag := draw(rng, weights)):
+def random_dag(rng):
+    """A legal random graph, by drawing again until one is."""
+    while why_illegal(dag := draw(rng)):
         pass
     return dag
 
@@ -319,7 +314,7 @@ def describe(text):
     return "\n".join(lines + [f"cost     {flops(dag, 128, 64):,} FLOPs a head at n = 128, d_h = 64"] * (not why))
 
 def main(*formulas):
-    """Print what each formula is, step by step; without one the published attentions."""
+    """Describe formulas; without one the published attentions."""
     try:
         print("\n\n".join(map(describe, formulas or ATTENTIONS.values())))
     except ValueError as error:

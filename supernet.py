@@ -1,15 +1,14 @@
 """Bi-branch weight sharing, BIWS (paper Sec. 3.2, Fig. 3): one super-net lends its weights to every candidate.
 
 A super-net keeps, for every layer, one set of weights for each thing the layer may become: an attention branch with all
-four inputs and a convolution branch with the 65-tap kernel. A candidate starts from copies of the slots it uses, trains
-for a short while, and gives them back.
+four inputs and a convolution branch with the 65-tap kernel. A candidate takes copies, trains, and gives them back.
 
     slot    a named tensor of the super-net; a candidate's parameter of that name is a copy of it, or of its centre
-    round   candidates that start from the same super-net and then write back, worst first, so that the best one wins
+    round   candidates that start from the same super-net and then write back, worst first, so the best one wins
     chain   65 -> 31 -> 15 -> 9 -> 7 -> 5 -> 3: a smaller kernel is T times the centre of the next larger one
 
-    python supernet.py                                  # who shares what with whom
-    python supernet.py child --run runs/search          # a checkpoint of a backbone with a search's shared weights
+    python supernet.py                           # who shares what with whom
+    python supernet.py child --run runs/search   # a search's winner with its shared weights
 
 Read after autobert.py; then glue.py and opnas.py.
 """
@@ -40,7 +39,7 @@ def window(slot, shape):
 
 # ---- Kernels from shared ones ----
 def chain(kernel):
-    """The kernels on the way from the 65 shared taps to `kernel`. Example: 9 -> [31, 15, 9]; 65 -> []"""
+    """The kernels on the way from 65 taps to `kernel`. Example: 9 -> [31, 15, 9]; 65 -> []"""
     return [size for size in reversed(autobert.KERNELS[:-1]) if size >= kernel]
 
 class ChainedConv(autobert.LightConv):
@@ -57,7 +56,7 @@ class ChainedConv(autobert.LightConv):
         return taps
 
 def model_of(config, backbone):
-    """A Pretraining whose convolutions are ChainedConvs: its parameters' names are slots."""
+    """A Pretraining with ChainedConvs: its parameters' names are slots."""
     model = autobert.Pretraining(config, backbone)
     for gene, layer in zip(model.encoder.backbone, model.encoder.layers):
         if kernel := autobert.kernel_of(gene):
@@ -67,26 +66,25 @@ def model_of(config, backbone):
 
 # ---- The super-net ----
 class SuperNet:
-    """The largest candidate in both branches, as a dict of slots: name -> tensor.
-    No module and no forward pass: nothing is ever "active" in it, and no candidate's optimizer state enters it."""
+    """The largest candidate in both branches, as a dict of slots: name -> tensor; no module, no forward pass.
+    config: the candidates' size. slots: those of an earlier super-net, else they are drawn from `seed`."""
     def __init__(self, config, seed=0, slots=None):
-        """config: the candidates' size. slots: those of an earlier super-net, else they are drawn from `seed`."""
         self.config, self.slots = config, slots or {}
         torch.manual_seed(seed)
-        # every name there is: all transforms come with the smallest kernel, all taps with the largest
+        # every name: the smallest kernel has all transforms, the largest all taps
         for gene in () if slots else ("conv 3", "conv 65", "cos(Q, K) @ (V + P)"):
             self.slots.update(model_of(config, (gene,) * config.layers).state_dict())
 
     def child(self, backbone):
-        """A model of its own with copies of its slots (Alg. 1 l.8): trains without touching the super-net."""
-        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
+        """A model of its own with copies of its slots (Alg. 1 l.8)."""
+        with torch.device("meta"):  # no memory, no random numbers
             model = model_of(self.config, backbone)
         state = {name: window(self.slots[name], p.shape).clone() for name, p in model.state_dict().items()}
         model.load_state_dict(state, assign=True)
         return model
 
     def absorb(self, child):
-        """Copy a trained child's weights (the model, or its state_dict) back; of the 65 taps only those it holds."""
+        """Copy a child's weights (the model, or its state_dict) back; of the 65 taps only those it holds."""
         for name, value in (child if isinstance(child, dict) else child.state_dict()).items():
             window(self.slots[name], value.shape).copy_(value)
 
@@ -98,11 +96,11 @@ def write_order(scores):
 
 # ---- Commands ----
 def show(backbone: tuple[str, ...] = ("autobert-zero", "bert"), size: tuple(autobert.SIZES) = "toy"):
-    """How many parameters of a super-net backbones hold, and how many are the same ones. backbone: names or files."""
+    """Count the parameters of a super-net, of backbones in it, and those in common. backbone: names or files."""
     net = SuperNet(autobert.SIZES[size])
     models = [net.child(autobert.load_backbone(name, net.config.layers)) for name in backbone]
     held = [{name: p.numel() for name, p in model.named_parameters()} for model in models]
-    shared = {name: min(counts[name] for counts in held) for name in held[0] if all(name in counts for counts in held)}
+    shared = {name: min(counts[name] for counts in held) for name in set.intersection(*map(set, held))}
     columns = [{name: slot.numel() for name, slot in net.slots.items()}, *held, shared]
     print("".join(f"{title[-13:]:>14}" for title in ("super-net", *backbone, "in common")) + "   what, who shares it")
     for _, what, who in SHARING:
@@ -110,8 +108,8 @@ def show(backbone: tuple[str, ...] = ("autobert-zero", "bert"), size: tuple(auto
         print("".join(f"{count:>14,}" for count in counts) + f"   {what}: {who}")
 
 def child(run: str = "runs/search", out: str = "child.pt"):
-    """Write a checkpoint of a search's winner with its shared weights, for `autobert.py train --init`: so the paper's
-    second AutoBERT-Zero row begins (Table 2), and its first one from random weights.
+    """Write a checkpoint of a search's winner with its shared weights, for `autobert.py train --init`, as the paper's
+    second AutoBERT-Zero row of Table 2 begins.
 
     run: the search's folder
     out: the checkpoint"""
@@ -119,7 +117,7 @@ def child(run: str = "runs/search", out: str = "child.pt"):
     net = SuperNet(autobert.ModelConfig(**state["config"]), slots=state["slots"])
     model = net.child(autobert.load_backbone(f"{run}/best.json", net.config.layers))
     for layer in model.encoder.layers:
-        if layer.kind == "convolution":  # as a kernel of its own, of k taps
+        if layer.kind == "convolution":  # as its own k taps
             convolution = layer.convolution
             convolution.kernel.data, convolution.transforms = convolution.taps().data, nn.ParameterDict()
     autobert.save_checkpoint(out, model, data.Corpus(f"{run}/corpus").tokenizer)

@@ -26,15 +26,14 @@ from autobert import Diverged, kernel_of, load_backbone  # noqa: E402
 from draw import chart, interval, tsv  # noqa: E402
 
 # ---- The arms ----
-ARMS = {name: {"strategy": name} for name in ("op-nas", "ea+ws", "random+ws", "random")} | {  # and on landscapes:
-    "literal": {"tau": 1.0, "alpha": 0.01},  # op-nas as printed
-    "ea-copy": {"strategy": "ea+ws"}, "op-nas-copy": {}}  # controls: what gain is only transfer between layers?
+ARMS = {name: {"strategy": name} for name in ("op-nas", "ea+ws", "random+ws", "random")} | {  # on landscapes also
+    "literal": {"tau": 1.0, "alpha": 0.01}, "ea-copy": {"strategy": "ea+ws"}, "op-nas-copy": {}}  # as printed; controls
 
 def steps_of(s, kind):
     """Pre-training steps of a judgement in a round of this kind."""
     return s.steps * (s.cold if kind == "first" else 1)
 
-def settings_of(arm, seed, s):
+def settings_of(seed, arm, s):
     """An arm's settings. CHOICE: one budget is as many pre-training steps in all, on as many candidates. In random
     search each trains for longer, as no parent is judged again and, from scratch, no super-net is warmed."""
     changed = replace(s, seed=int(seed), **ARMS[arm])
@@ -56,7 +55,7 @@ def curve_of(s, log, value):
 
 # ---- On the task ----
 def on_the_task(s, corpus, glue, out, workers, device, key):
-    """(best score in the end, score of the winner fully trained, curve) of an (arm, seed)."""
+    """(best score in the end, score of the winner fully trained, curve) of a (seed, arm)."""
     s, folder, score = settings_of(*key, s), out / "-".join(key), 0.0
     with mock.patch.object(opnas, "judge_winner", lambda run, winner: None):
         opnas.search(vars(s), corpus=corpus, glue=glue, out=str(folder), workers=workers, device=device)
@@ -76,8 +75,7 @@ FAMILIES = {  # what a node adds; w(...) is a fixed Gaussian number, reads its o
     "by motif": lambda w, layer, t, op, reads: 3 * sum(w(op, r) for r in reads if abs(w(op, r, "is one")) > 1.6),
     "op in context": lambda w, layer, t, op, reads: w(op, reads[0]),
     "misleading": lambda w, layer, t, op, reads: (-1) ** layer * w(t, op),  # good in one layer, bad in the next
-    "none": None,  # a number of its own for every backbone
-}
+    "none": None}  # a number of its own for every backbone
 
 def landscape(family, seed):
     """A made-up true fitness of backbones, 0..1: logistic(z / 3), z about N(mean, 1) at random. z: sum over layers /
@@ -99,14 +97,13 @@ def landscape(family, seed):
     return true
 
 def on_a_landscape(s, key):
-    """(true fitness of the best in the end, curve) of an (arm, "seed family"); the search sees it with noise."""
-    arm, (seed, family) = key[0], key[1].split(" ", 1)
-    s, true = settings_of(arm, seed, s), landscape(family, seed)
+    """(true fitness of the best in the end, curve) of a ("seed family", arm); the search sees it with noise."""
+    (seed, family), arm = key[0].split(" ", 1), key[1]
+    s, true = settings_of(seed, arm, s), landscape(family, seed)
 
-    def fitness(number, batch, log):
-        for c in batch:  # the noise is the backbone's, so that it is the same for every arm
-            score = true(c.backbone) + NOISE * random.Random(f"{seed} {c.backbone}").gauss(0, 1)
-            yield replace(c, score=min(1.0, max(0.0, score)))
+    def fitness(number, batch, log):  # subtle: the noise is the backbone's, so that it is the same for every arm
+        noise = [NOISE * random.Random(f"{seed} {c.backbone}").gauss(0, 1) for c in batch]
+        return [replace(c, score=min(1.0, max(0.0, true(c.backbone) + x))) for c, x in zip(batch, noise)]
 
     with mock.patch.object(opnas, "mutate_inter", copying if arm.endswith("-copy") else opnas.mutate_inter):
         curve = curve_of(s, opnas.evolve(s, LAYERS, fitness), lambda c: true(c.backbone))
@@ -122,18 +119,17 @@ def measured(path, head, todo, job):
             data.write_beside(path, text)
     return [dict(zip(head, line.split("\t"))) for line in text.splitlines()[1:]]
 
-def pairs(rows, measures):
-    """Rows of pairs.tsv, for each (measure, family) and two arms: means, paired difference with its 95 % interval, the
-    least one that so many pairs would show with a power of 80 %, share of pairs in which it is above (a tie: half)."""
+def pairs(rows, arms, measures, families):
+    """Rows of pairs.tsv, for each two arms: means, paired difference with its 95 % interval, the least one that so many
+    pairs would show with a power of 80 %, share of pairs in which it is above (a tie: half). Family "": all."""
     table = [("measure", "arm", "mean", "other", "its mean", "difference", "+-", "detectable", "above", "pairs")]
-    for (measure, family), (a, b) in itertools.product(measures, itertools.combinations(ARMS, 2)):
+    for measure, family, (a, b) in itertools.product(measures, families, itertools.combinations(arms, 2)):
         found = {(row["arm"], row["pair"]): float(row[measure]) for row in rows if row["pair"].endswith(family)}
-        both = [(x, found[b, pair]) for (arm, pair), x in found.items() if arm == a and (b, pair) in found]
-        if both:
-            mean, half = interval([x - y for x, y in both])
-            above = statistics.fmean((x > y) + (x == y) / 2 for x, y in both)
-            x, y, *more = (f"{z:.4f}" for z in (*map(statistics.fmean, zip(*both)), mean, half, 1.43 * half, above))
-            table.append((f"{measure} {family}", a, x, b, y, *more, len(both)))
+        both = [(x, found[b, pair]) for (arm, pair), x in found.items() if arm == a]
+        mean, half = interval([x - y for x, y in both])
+        above = statistics.fmean((x > y) + (x == y) / 2 for x, y in both)
+        x, y, *more = (f"{z:.4f}" for z in (*map(statistics.fmean, zip(*both)), mean, half, 1.43 * half, above))
+        table.append((f"{measure} {family}".strip(), a, x, b, y, *more, len(both)))
     return table
 
 def picture(rows):
@@ -153,8 +149,7 @@ def compare(s: opnas.SearchSettings, landscapes: bool = False, seeds: int = 5, c
     landscapes: made-up fitness functions in place of training; 60 seeds are ten of a family
     seeds: searches of each strategy, from --seed on
     corpus: a folder that `data.py prepare` wrote, or a text file
-    glue: the folder that holds CoLA, SST-2, ..
-    workers: processes of a search"""
+    glue: the folder that holds CoLA, SST-2, .."""
     out, s = Path(out), replace(LANDSCAPES if landscapes else opnas.SearchSettings(), **s)
     about, known = json.dumps({"landscapes": landscapes, **asdict(s)}), out / "settings.json"
     if known.exists():
@@ -163,13 +158,12 @@ def compare(s: opnas.SearchSettings, landscapes: bool = False, seeds: int = 5, c
     names, arms, measures, families = map(str, range(s.seed, s.seed + seeds)), [*ARMS][:4], ("best", "winner"), [""]
     job = functools.partial(on_the_task, s, corpus, glue, out, workers, device)
     if landscapes:
-        arms, measures, families = [arm for arm in ARMS if arm != "random+ws"], ("best",), ["", *FAMILIES]
+        arms, measures, families = [arm for arm in ARMS if arm != "random+ws"], ("best",), ["", *FAMILIES][:seeds + 1]
         names, job = map("{} {}".format, names, itertools.cycle(FAMILIES)), functools.partial(on_a_landscape, s)
-    todo = [(arm, name) for name in names for arm in arms]
-    rows = measured(out / "searches.tsv", ("arm", "pair", *measures, "curve"), todo, job)
-    table = tsv(*pairs(rows, [*itertools.product(measures, families)]))
-    print(table, end="")
-    data.write_beside(out / "pairs.tsv", table)
+    rows = measured(out / "searches.tsv", ("pair", "arm", *measures, "curve"), itertools.product(names, arms), job)
+    table = pairs(rows, arms, measures, families)
+    print(tsv(*table[:16]), end="")  # of landscapes the first 15, which are of all families
+    data.write_beside(out / "pairs.tsv", tsv(*table))
     data.write_beside(out / "curves.svg", picture(rows))
 
 if __name__ == "__main__":
