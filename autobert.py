@@ -53,7 +53,7 @@ PRECISION = flag("auto", "auto: bf16 on CUDA that has it, else fp32", choices=("
 class PretrainSettings:
     """One pre-training run."""
     steps: int = flag(2000, "steps in all")
-    batch: int = flag(16, "rows a step, each a pair of texts")
+    batch: int = flag(16, "rows a step, pairs of texts")
     n: int = flag(40, "tokens a row")
     lr: float = flag(2e-3, "peak learning rate")
     warmup: float = flag(0.1, "share of steps in which it rises")
@@ -402,14 +402,14 @@ def save_checkpoint(path, model, tokenizer, **more):
         "tokenizer": tokenizer.proto, **more}, file))
 
 def load_checkpoint(path, device="cpu"):
-    """(Pretraining, Tokenizer, all that the file holds)."""
+    """(Pretraining, Tokenizer, all content)."""
     try:
         content = torch.load(path, map_location=device, weights_only=True)
         model = Pretraining(ModelConfig(**content["config"]), content["backbone"])
         model.load_state_dict(content["state"])
         return model.to(device), data.Tokenizer(content["tokenizer"]), content
     except (OSError, LookupError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
-        raise UserError(f"checkpoint {path}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"checkpoint {path}: {str(error).splitlines()[0][:120]}") from None
 
 # ---- Commands ----
 def start(s, about, out):
@@ -429,7 +429,7 @@ def start(s, about, out):
     return model, corpus, {"step": 0, "rows": [["step", "lr", "mlm", "nsp", "held_out_mlm", "held_out_nsp"]]}
 
 def train(s: PretrainSettings, corpus: str = "toy/corpus.txt", backbone: str = "autobert-zero", init: str = "",
-          size: tuple(SIZES) = "toy", device: str = "auto", out: str = "model.pt"):
+          size: tuple(SIZES) = "toy", device: str = "auto", compile: bool = False, out: str = "model.pt"):
     """Pre-train with MLM + NSP; writes a checkpoint and its losses, OUT.tsv. The same command again goes on. Under
     torchrun all processes train together, from a prepared corpus.
 
@@ -437,7 +437,8 @@ def train(s: PretrainSettings, corpus: str = "toy/corpus.txt", backbone: str = "
     backbone: bert, autobert-zero, att-only, conv-only, or a search's best.json
     init: a checkpoint to begin with (see supernet.py)
     size: with its settings
-    device: auto, cpu, cuda, cuda:1, ..
+    device: auto, cpu, cuda, cuda:1, ..; mps is untested
+    compile: by torch.compile
     out: the checkpoint"""
     rank, world, local = (int(os.environ.get(key, k)) for key, k in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     device, s, begun = find_device(device, local), replace(PRETRAIN[size], **s), time.time()
@@ -446,6 +447,8 @@ def train(s: PretrainSettings, corpus: str = "toy/corpus.txt", backbone: str = "
     about = {**asdict(s), "corpus": corpus, "backbone": backbone, "size": size, "init": init}
     model, corpus, at = start(s, about, out)
     optimizer = make_optimizer(model.to(device), s.lr, betas=(0.9, s.beta2))
+    if compile:
+        model.compile()
     if "optimizer" in at:
         optimizer.load_state_dict(at["optimizer"])
     batches, held = (data.PretrainingData(corpus, part, s.n, s.batch, s.seed) for part in data.split_held_out(corpus))

@@ -85,6 +85,8 @@ def run(doc, *functions, usual=None):
         if not argv or argv[0] in ("-h", "--help"):
             return print(doc.strip(), "\n\ncommands, each with --help:", *commands)
         raise UserError(f"{argv[0]!r}: no command; expected one of {', '.join(commands)}")
+    except BrokenPipeError:  # `| head` has seen enough
+        os._exit(0)
     except KeyboardInterrupt:
         message = "interrupted; the same command again goes on"
     except (UserError, OSError) as error:
@@ -231,7 +233,7 @@ class Corpus:
     tokens (T,) int32. sentences (S + 1,): sentence i is tokens[sentences[i]:sentences[i + 1]].
     documents (D + 1,): document i has the sentences documents[i] to documents[i + 1] - 1."""
     def __init__(self, folder):
-        folder = Path(folder)
+        self.folder = folder = Path(folder)
         if not (folder / "settings.json").exists():
             raise UserError(f"{folder}: not a corpus; expected a folder that `data.py prepare` wrote")
         self.tokenizer = Tokenizer.load(folder / "tokenizer.model")

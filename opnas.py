@@ -2,29 +2,29 @@
 
 Random backbones are scored; then, round by round, the best are mutated. A mutant starts from the super-net's weights,
 pre-trains briefly, and its mean score on a few tasks is its fitness. Upper confidence bounds (UCB) draw what a mutation
-puts in: how well each op has done at a position of an attention's path, and each kernel in a layer.
+puts in, by how well each op has done at a position of a path, and each kernel in a layer.
 
-    M      all candidates ever scored                       K    parents of a round
-    u_i    UCB score of op or kernel i (Eq. 3)              p    softmax(u / tau), what is drawn
-    mu_i   mean score of candidates with i at that place    N_i  how often it stood there, N their sum
+    M      all candidates ever scored              K    parents of a round
+    u_i    UCB score of op or kernel i (Eq. 3)     p    softmax(u / tau), what is drawn
+    mu_i   mean score of those with i at a place   N_i  how often it stood there, N their sum
 
     python opnas.py    # toy size, made-up language
 
 Read last. The method ends where "A run" begins.
 """
-import collections
 import json
 import math
-import multiprocessing
+import multiprocessing as mp
 import os
 import random
 import signal
-import statistics
 import threading
 import time
+from collections import Counter, defaultdict
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
+from statistics import fmean, pstdev
 
 import numpy as np
 import torch
@@ -38,24 +38,24 @@ from data import UserError, flag
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """All that decides a search's outcome, beside its text and data."""
+    """What decides a search's outcome, beside its data."""
     size: str = flag("toy", "model size", choices=tuple(autobert.SIZES))
     tasks: tuple[str, ...] = flag(("CoLA", "RTE", "STS-B"), "the score is their mean", choices=tuple(glue.TASKS))
     strategy: str = flag("op-nas", "of Fig. 6", choices=("op-nas", "ea+ws", "random+ws", "random"))
-    warm: int = flag(4, "backbones of a first generation, to warm the super-net")
-    cold: int = flag(5, "times their steps")  # CHOICE: an untrained super-net trains longer, or no child would learn
-    population: int = flag(12, "random backbones in all, before any mutation (l.1)")
+    warm: int = flag(4, "size of a first generation, to warm the super-net")
+    cold: int = flag(5, "its steps, times --steps")  # CHOICE: an untrained super-net trains longer, or no child learns
+    population: int = flag(12, "random backbones, with those (l.1)")
     parents: int = flag(2, "K, mutated in each round (l.4)")
     children: int = flag(2, "mutants of each parent (l.5)")
     rounds: int = flag(4, "rounds of mutation (l.3)")  # CHOICE: "until convergence" (l.13) is a number
-    again: int = flag(1, "1: parents are judged again in each round")
+    again: int = flag(1, "1: judge parents again in each round")
     finalists: int = flag(3, "the best, judged again at the end")
     alpha: float = flag(None, "weight of the UCB bonus; default: 0.1 sd of the scores")
-    tau: float = flag(None, "temperature of p; 1: the paper; default: 0.1 sd of the scores")
+    tau: float = flag(None, "temperature of p; 1: the paper; default: likewise")
     collapse: float = flag(0.5, "least share of hidden states that varies by token")
     rows: int = flag(1000, "most training rows of a task; 0: all")
-    steps: int = flag(100, "pre-training of a candidate")
-    final_steps: int = flag(2000, "pre-training of winner, bert and autobert-zero")
+    steps: int = flag(100, "pre-training steps of a candidate")
+    final_steps: int = flag(2000, "the same of winner, bert, autobert-zero")
     final_seeds: int = flag(1, "final trainings of each")
     seed: int = flag(0, "of everything random")
     pretrain: autobert.PretrainSettings = autobert.PRETRAIN["toy"]
@@ -75,9 +75,9 @@ class OperationPriority:
     CHOICE: an op is drawn for the position where it is put in, but counted at that in the canonical path."""
     def __init__(self, candidates=(), alpha=None, tau=None):
         scores = [c.score for c in candidates if c.score is not None]
-        worst, sd = min(scores, default=0.0), statistics.pstdev(scores) if scores else 0.0
+        worst, sd = min(scores, default=0.0), pstdev(scores) if scores else 0.0
         self.alpha, self.tau = (0.1 * sd if x is None else x for x in (alpha, tau))
-        self.tables = collections.defaultdict(lambda: collections.defaultdict(list))  # place -> choice -> scores
+        self.tables = defaultdict(lambda: defaultdict(list))  # place -> choice -> scores
         for c in candidates:
             score = worst if c.score is None else c.score  # CHOICE: what was trained and rejected has the worst score
             for layer, gene in enumerate(c.backbone):
@@ -90,13 +90,13 @@ class OperationPriority:
     def ucb(self, place):
         """{choice: u} at a place: u_i = mu_i + alpha * sqrt(2 ln N / N_i)  (Eq. 3)"""
         table = self.tables.get(place, {})
-        mean = statistics.fmean([x for scores in table.values() for x in scores] or [0.0])
+        mean = fmean([x for scores in table.values() for x in scores] or [0.0])
         if not isinstance(place, int):  # CHOICE: a kernel never sampled counts once, with the mean of its layer
             table = {kernel: table.get(kernel, [mean]) for kernel in KERNELS}
         N = sum(map(len, table.values()))
-        u = {i: statistics.fmean(x) + self.alpha * math.sqrt(2 * math.log(N) / len(x)) for i, x in table.items()}
+        u = {i: fmean(x) + self.alpha * math.sqrt(2 * math.log(N) / len(x)) for i, x in table.items()}
         # CHOICE: an op never sampled here has u = the place's mean; infinity would force what is never legal
-        return {i: u.get(i, mean) for i in (ops.OPS if isinstance(place, int) else KERNELS)}
+        return dict.fromkeys(ops.OPS, mean) | u if isinstance(place, int) else u
 
     def p(self, place):
         """{choice: probability} at a place: softmax(u / tau).
@@ -115,7 +115,7 @@ class OperationPriority:
         seen = [place for place in self.tables if isinstance(place, kind)]
         entropies = [-sum(p * math.log(p) for p in self.p(place).values() if p) for place in seen]
         N = sum(len(scores) for place in seen for scores in self.tables[place].values())
-        return statistics.fmean(map(math.exp, entropies)) if seen else 0.0, N
+        return fmean(map(math.exp, entropies)) if seen else 0.0, N
 
 # ---- Mutation (Alg. 1 l.6 and l.7) ----
 def random_backbone(layers, rng, other=None):
@@ -151,7 +151,7 @@ def mutate_dag(dag, tables, rng):
     t = rng.randrange(len(dag) + (edit == "insert"))  # an insertion also behind the output
     slot, nodes = 4 + t, [list(node) for node in dag]
 
-    def node(op, *first):  # with these operands, as far as it takes them, then random ones
+    def node(op, *first):  # with these operands, then random ones
         return [op, *first, *(rng.randrange(slot) for _ in range(2))][:1 + ops.OPS[op].text.count("{}")]
 
     if edit == "replace":
@@ -170,7 +170,7 @@ def mutate_dag(dag, tables, rng):
     return ops.canonical(nodes) if nodes else ()
 
 def mutate_intra(backbone, tables, rng, counts):
-    """MutationIntraLayer (l.7) of a random layer: a new kernel, or an edit of its path if that is legal."""
+    """MutationIntraLayer (l.7): a random layer's new kernel, or a legal edit of its path."""
     layer = rng.randrange(len(backbone))
     if kernel_of(backbone[layer]):
         return with_gene(backbone, layer, f"conv {tables.draw(('layer', layer), rng)}")
@@ -210,7 +210,7 @@ class Candidate:
     seconds: float = 0.0
 
 def last_of(log):
-    """The last judgement of every candidate, in order. CHOICE: the super-net matures, so an early score is too low."""
+    """The last judgement of every candidate. CHOICE: the super-net matures, so an early score is too low."""
     return list({c.number: c for c in log if c.number is not None}.values())
 
 def best_of(candidates, k):
@@ -233,7 +233,7 @@ def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda 
     probe(backbone) -> None, or why it is turned away. log: of earlier rounds; it and the seed decide the next one."""
     log = list(log)
     for number, (kind, size, repeated) in list(enumerate(plan(s)))[len({c.round for c in log}):]:  # l.3
-        rng, counts, M = random.Random(f"{s.seed} {number}"), collections.Counter(), last_of(log)
+        rng, counts, M = random.Random(f"{s.seed} {number}"), Counter(), last_of(log)
         tables = OperationPriority(M, s.alpha, math.inf if s.strategy == "ea+ws" else s.tau)  # l.12
         parents = best_of(M, s.parents) if kind == "mutants" else []  # l.4
         again = (M if kind == "again" else best_of(M, repeated))[:repeated]
@@ -257,7 +257,7 @@ def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda 
 
 # ---- The proxy task (App. D.1) ----
 class Proxy:
-    """A run's settings, text and tasks, in every process, and how they judge a backbone."""
+    """A run's settings, text and tasks judge its backbones. Each process has one."""
     def __init__(self, folder, device):
         torch.set_num_threads(1)  # or the number of workers would change the result
         about = json.loads((folder / "settings.json").read_text())
@@ -270,7 +270,7 @@ class Proxy:
                                        for part in data.split_held_out(self.corpus))
         counts = np.bincount(self.corpus.tokens)
         share = counts[counts > 0] / counts.sum()
-        self.unigram = -float((share * np.log(share)).sum())  # entropy, nats
+        self.unigram = -(share * np.log(share)).sum()  # entropy, nats
         self.tasks = {task: [glue.encode(glue.read_task(tables, task, split), self.corpus.tokenizer, s.tune.n)
                              for split in ("train", "dev")] for task in s.tasks}
 
@@ -280,8 +280,8 @@ class Proxy:
         return autobert.Pretraining(self.config, backbone)
 
     def probe(self, backbone):
-        """Why a backbone is not worth training, or None. CHOICE: collapsed = nearly the same hidden state at any token:
-        random graphs, above all with dist, often give large constants; the LayerNorm behind wipes the tokens out."""
+        """Why a backbone is not worth training, or None. CHOICE: collapsed = nearly the same hidden states everywhere:
+        dist, above all, often gives large constants, and the LayerNorm behind them wipes the tokens out."""
         model = self.model(backbone, self.s.seed).to(self.device).eval()
         batch = autobert.to_device(autobert.piece(self.held_out.batch(0)), self.device)
         loss = model(batch).sum()
@@ -315,7 +315,7 @@ class Proxy:
         return tuple(found)
 
     def judge(self, path, backbone, steps, offset):
-        """Write (fields of a Candidate, its weights unless rejected): l.8, l.9."""
+        """Write a Candidate's fields and, unless rejected, weights (l.8, l.9)."""
         start, seed, mlm, nsp, tasks = time.time(), self.s.seed, None, None, ()
         slots = None if self.s.strategy == "random" else load(self.folder / "state.pt")["slots"]
         child = supernet.SuperNet(self.config, slots=slots).child(backbone) if slots else self.model(backbone, seed)
@@ -325,8 +325,8 @@ class Proxy:
             tasks = () if reason else self.scores(child, seed)
         except autobert.Diverged:
             reason = "diverged"
-        score = statistics.fmean(x for _, x in tasks) if tasks else None
-        found = dict(score=score, reason=reason, mlm=mlm, nsp=nsp, tasks=tasks, seconds=time.time() - start)
+        found = dict(score=fmean(x for _, x in tasks) if tasks else None, reason=reason, mlm=mlm, nsp=nsp,
+                     tasks=tasks, seconds=time.time() - start)
         save(path, (found, child.state_dict() if tasks and slots else {}))
 
     def final(self, path, backbone, seed):
@@ -343,10 +343,10 @@ def start_worker(folder, device):
     """What each process does first. A worker ends with its parent."""
     global PROXY
     rank = 0
-    if parent := multiprocessing.parent_process():
+    if parent := mp.parent_process():
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
-        rank = int(multiprocessing.current_process().name.split("-")[-1])  # SpawnProcess-1, ..
+        rank = int(mp.current_process().name.split("-")[-1])  # SpawnProcess-1, ..
     PROXY = Proxy(folder, autobert.find_device(device, rank))
 
 def once(job):
@@ -360,7 +360,7 @@ def save(path, content):
     data.write_beside(path, lambda file: torch.save(content, file))
 
 def load(path):
-    """What `save` wrote; its tensors stay in the file until they are used."""
+    """What `save` wrote; tensors stay in the file until they are used."""
     return torch.load(path, weights_only=True, mmap=True)
 
 class Run:
@@ -370,11 +370,12 @@ class Run:
         path = folder / "state.pt"
         if not path.exists():
             slots = supernet.SuperNet(PROXY.config, self.s.seed).slots
-            save(path, dict(config=asdict(PROXY.config), log=(), offset=0, slots=slots))
+            save(path, dict(config=asdict(PROXY.config), corpus=str(PROXY.corpus.folder), log=(), offset=0,
+                           slots=slots))
         self.log = [Candidate(*c) for c in load(path)["log"]]
 
     def fitness(self, number, batch, log):
-        """Judge a round from one snapshot of the super-net (l.8, l.9), then write back, best last."""
+        """Judge a round from one snapshot of the super-net, then write back, best last."""
         state, judged = load(self.folder / "state.pt"), []
         steps = self.s.steps * (self.s.cold if number == 0 and self.s.strategy != "random" else 1)
         paths = [self.folder / f"round-{number}-{c.number}.pt" for c in batch]
@@ -394,7 +395,7 @@ class Run:
         return judged
 
     def tell(self, c, log):
-        """Print a Candidate's score, the best so far, the time left, the layers that its parent has not."""
+        """Print the score, the best so far, the time left, the layers that the parent has not."""
         self.done += 1
         M, (_, new, again) = last_of(log), zip(*plan(self.s))
         missing = sum(new + again) - sum(x.number is not None for x in log)
@@ -420,17 +421,16 @@ def note(number, kind, counts, tables):
 
 # ---- The final judgement ----
 def verdict(gaps):
-    """One sentence on the winner's average minus bert's; gaps: (seeds,), in points."""
+    """In words; gaps: (seeds,), the winner's average minus bert's, in points."""
     n, mean = len(gaps), gaps.mean()
     if n == 1:
         return f"The winner ended {mean:+.1f} from bert. One training of each is no evidence: see --final-seeds."
-    t95 = (12.7, 4.3, 3.18, 2.78, 2.57)[min(n, 6) - 2]  # Student's t
-    error = t95 * gaps.std(ddof=1) / math.sqrt(n)
+    error = (12.7, 4.3, 3.18, 2.78, 2.57)[min(n, 6) - 2] * gaps.std(ddof=1) / math.sqrt(n)  # Student's t
     where = "above" if mean > error else "below" if mean < -error else "level with"
     return f"The winner is {where} bert: {mean:+.1f} ± {error:.1f} (95 %, {n} trainings of each)."
 
 def judge_winner(run, winner):
-    """Train winner, bert and autobert-zero alike, from scratch; print and keep the table."""
+    """Train winner, bert and autobert-zero alike; print and keep the table."""
     backbones = {"best": winner} | {x: autobert.load_backbone(x, len(winner)) for x in ("bert", "autobert-zero")}
     seeds = range(run.s.final_seeds)
     jobs = [("final", run.folder / f"{name}-{i}.pt", backbones[name], i) for name in backbones for i in seeds]
@@ -440,7 +440,7 @@ def judge_winner(run, winner):
         found = [load(run.folder / f"{name}-{i}.pt") for i in seeds]
         found = np.array([[*(100 * x for _, x in f["tasks"]), f["mlm"], f["nsp"]] for f in found])
         averages[name] = found[:, :-2].mean(1)  # (seeds,)
-        cells = [f"{x.mean():.3f} ±{x.std():4.1f}" for x in np.insert(found, -2, averages[name], axis=1).T]
+        cells = [f"{x.mean():.3f} ±{x.std():4.1f}" for x in np.insert(found, -2, averages[name], 1).T]
         rows.append((name, *cells, f"{autobert.count_parameters(PROXY.config, genes)['total']:,}"))
     lines = ["".join(f"{cell:>14}" for cell in row) for row in rows]
     lines += [f"L{i} {gene}" for i, gene in enumerate(winner, 1)] + [verdict(averages["best"] - averages["bert"])]
@@ -452,7 +452,7 @@ def search(s: SearchSettings, preset: tuple(PRESETS) = "toy", corpus: str = "toy
     """Search a backbone, then train the winner and judge it beside bert. The same command again goes on.
 
     preset: settings that other flags may change
-    corpus: a folder that `data.py prepare` wrote, or a text file
+    corpus: a text file, or a folder that `data.py prepare` wrote
     glue: the folder that holds CoLA, SST-2, ..
     out: the run's folder
     workers: processes that judge candidates; of several GPUs each takes its own
@@ -465,21 +465,22 @@ def search(s: SearchSettings, preset: tuple(PRESETS) = "toy", corpus: str = "toy
     data.open_corpus(corpus, kept, autobert.SIZES[s.size].vocab, s.seed)
     data.write_beside(path, text)
     print(f"{preset} preset, seed {s.seed}, {workers} workers; all settings in {path}", flush=True)
-    start_worker(folder, device)  # here, to propose and write back
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker, (folder, device))
+    start_worker(folder, device)  # to propose and write back
+    pool = ProcessPoolExecutor(workers, mp.get_context("spawn"), start_worker, (folder, device))
     try:
         run = Run(folder, map if workers == 1 else pool.map)
         log = evolve(s, PROXY.config.layers, run.fitness, PROXY.probe, run.log, note)
         M = last_of(log)
         winner = best_of([c for c in M if c.round == log[-1].round or not s.finalists], 1) or best_of(M, 1)
         if not winner:
-            raise UserError(f"all candidates were rejected: {dict(collections.Counter(c.reason for c in log))}")
+            raise UserError(f"all candidates were rejected: {dict(Counter(c.reason for c in log))}")
         autobert.save_backbone(folder / "best.json", winner[0].backbone)
         judge_winner(run, winner[0].backbone)
+        pool.shutdown()
     except BrokenExecutor:
         raise UserError("a worker has died, out of memory? Take fewer; the same command again goes on") from None
     finally:
-        for worker in multiprocessing.active_children():
+        for worker in mp.active_children():
             worker.kill()
 
 if __name__ == "__main__":

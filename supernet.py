@@ -120,7 +120,7 @@ def child(run: str = "runs/search", out: str = "child.pt"):
         if layer.kind == "convolution":  # as its own k taps
             convolution = layer.convolution
             convolution.kernel.data, convolution.transforms = convolution.taps().data, nn.ParameterDict()
-    autobert.save_checkpoint(out, model, data.Corpus(f"{run}/corpus").tokenizer)
+    autobert.save_checkpoint(out, model, data.Corpus(state["corpus"]).tokenizer)
     print(f"{out}: {' | '.join(model.encoder.backbone)}")
 
 if __name__ == "__main__":

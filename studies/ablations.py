@@ -40,7 +40,7 @@ def measured(path, head, todo, job, workers, start):
         for key, found in zip(missing, (map if workers == 1 else pool.map)(job, missing)):
             text += tsv((*key, *found))
             data.write_beside(path, text)
-            print(*key, *found, flush=True)
+            print(*key[:3], *found, flush=True)
     finally:
         for worker in multiprocessing.active_children():
             worker.kill()

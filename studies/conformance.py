@@ -1,25 +1,20 @@
 """Vectors that a port must meet, and the proof that they find its mistakes.
 
-README's section Porting says what a port computes. This writes what comes out, as npz and json files that need NumPy
-alone; models have biases that are not 0, gains that are not 1, and padding. Then the NumPy twin of test_all.py computes
-them again; with --mutate once more with each of MISTAKES in it, and all must be seen. Some seconds, with it a minute:
-
-    python studies/conformance.py --out conformance --mutate
+README's section Porting says what a port computes; this writes what comes out: no bias is 0, no gain 1, rows have
+padding. Then the NumPy twin of test_all.py computes formulas and models again, and with --mutate once more with each of
+MISTAKES in it; all must be seen. Some seconds, or a minute: python studies/conformance.py --out conformance --mutate
 """
 import inspect
 import itertools
 import json
-import re
 import sys
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import autobert  # noqa: E402
 import data  # noqa: E402
 import opnas  # noqa: E402
@@ -27,96 +22,181 @@ import ops  # noqa: E402
 import supernet  # noqa: E402
 import test_all  # noqa: E402
 
-# ---- What is written, by the code itself ----
-MODELS = {  # folder: hidden, heads, embedding, backbone; a reference row has 32 tokens
-    "heads_of_8": (32, 4, 16, (
+FORMULAS = (  # ops alone, over channels and over tokens, then in company
+    "-Q", "T(Q)", "scale(Q)", "softmax(P)", "softmax(T(Q))", "logsigmoid(P)", "softsign(P)", "Q + K", "Q @ T(K)",
+    "T(Q) @ K", "cos(Q, K)", "cos(T(Q), T(K))", "dist(Q, K)", "dist(T(Q), T(K))", "softmax(Q @ T(K))", "-Q + K",
+    "scale(T(Q) @ K)", "cos(Q @ T(K), T(V))", "dist(T(V), Q @ T(K))", "Q @ T(K) @ V + P", "a = -K; a @ (T(a) @ V)")
+MODELS = {  # folder: layers, hidden, heads, embedding, vocab, positions, dropout; backbone. Reference rows have n = 32
+    "heads_of_8": (autobert.ModelConfig(8, 32, 4, 16, 50, 40, 0.0), (
         "conv 3", "Q @ T(K) @ V + P", "a = softsign(K); softmax(scale(Q @ T(a))) @ (a + V)", "conv 65",
         "softmax(Q) @ (T(K) @ V)", "Q @ softmax(scale(T(K) @ V)) + P", "V @ cos(T(Q), T(K)) + softmax(-dist(Q, P)) @ K",
         "logsigmoid(Q) @ (softmax(T(K)) @ V)")),
-    "heads_of_32": (64, 2, 64, ("softmax(scale(Q @ T(K)) + dist(V, P)) @ V + Q",
-                                "a = T(K) @ V; -Q @ softmax(scale(a)) + cos(Q, a)")),
-    "training": (16, 2, 8, ("conv 5", "a = softsign(K); softmax(scale(Q @ T(a))) @ (a + V)"))}
-LOG = (  # backbones of a search and their scores; None: trained, then rejected
+    "heads_of_32": (autobert.ModelConfig(2, 64, 2, 64, 50, 40, 0.0), (
+        "softmax(scale(Q @ T(K)) + dist(V, P)) @ V + Q", "a = T(K) @ V; -Q @ softmax(scale(a)) + cos(Q, a)")),
+    "training": (autobert.ModelConfig(2, 16, 2, 8, 50, 40, 0.0), (
+        "conv 5", "a = softsign(K); softmax(scale(Q @ T(a))) @ (a + V)"))}
+LOG = (  # a search's backbones and scores; None: trained, then rejected
     (("conv 3", ops.ATTENTIONS["bert"]), 0.31), (("conv 7", ops.ATTENTIONS["L12"]), 0.45),
-    (("a = softsign(K); (T(Q) + T(a)) @ (softmax(V) @ T(a)) @ V", "conv 3"), 0.52), (("conv 3", "conv 5"), 0.4),
+    (("a = softsign(K); T(Q) @ K @ (T(a) @ V) @ T(a) @ V", "conv 3"), 0.52), (("conv 3", "conv 5"), 0.4),
     ((ops.ATTENTIONS["L10"], "conv 65"), None), ((ops.ATTENTIONS["bert"], "dist(Q, K) @ V"), 0.38))
-EDITS = (  # edit, position, new op, operands, argument; then what mutate_dag's random generator must give it for that
-    ("replace", 0, "add", (1, 3), None, ([1], 3, 0)), ("rewire", 3, None, (5,), 0, (5, 1)),
-    ("delete", 1, None, (4,), None, (4,)), ("insert", 3, "softsign", (6,), 1, (6, 0, 2)),
-    ("insert", 7, "neg", (10,), None, (0, 0)))
+EDITS = (  # edit, position, new op, operands, argument; and what mutate_dag's random generator must give it for that
+    ("replace", 0, "add", (1, 3), None, ([1], 3, 0)), ("rewire", 3, None, (5,), 0, (5, 1)), ("delete", 1, None, (4,),
+    None, (4,)), ("insert", 3, "softsign", (6,), 1, (6, 0, 2)), ("insert", 7, "neg", (10,), None, (0, 0)))
 
-def new_model(hidden, heads, embedding, genes):
-    """A model with noise on all weights; small embeddings, so that LayerNorm's epsilon counts."""
-    config = autobert.ModelConfig(len(genes), hidden, heads, embedding, vocab=50, positions=40, dropout=0.0)
-    model = test_all.new_model(config, genes, noise=0.3)
-    for table in (model.encoder.tokens, model.encoder.positions, model.encoder.segments):
-        table.weight.data /= 20
-    return model
-
-def one_op(op, kinds, size, mask, seed):
-    """An op alone on operands of these types, with the padding rule; and the gradient of sum(weight * output)."""
-    rng, row = np.random.default_rng(seed), ops.OPS[op]
-    x = [np.round(8 * rng.normal(size=(2, size[a], size[b]))) / 8 for a, b in kinds]  # eighths: exact sums
-    x[0][:, 1] /= 1024  # a row beside which epsilons count, equal rows, and large numbers
-    if op in ("cos", "dist"):
-        x[1][:, 0] = x[0][:, 0]
-    elif len(x) == 1:
-        x[0][:, 0, :2] = 1000, -1000
-    x = [torch.tensor(v, dtype=torch.float32, requires_grad=True) for v in x]
-    padding, result = {-1: ~mask[:, None, :], -2: ~mask[:, :, None]}, row.type(*kinds)
-    seen = [v.masked_fill(padding[axis], row.hide) if axis and kind[axis] == "n" else v
-            for v, kind, axis in zip(x, kinds, row.reduces)]
-    y = row.value(size["d"], *seen)
-    weight = torch.tensor(rng.normal(size=y.shape), dtype=torch.float32)
-    for axis in {-1, -2} - {i for i in (-1, -2) if result[i] != "n"}:
-        weight = weight.masked_fill(padding[axis], 0.0)
-    (y * weight).sum().backward()
-    found = {"weight": weight, "output": y, **dict(zip("xy", x)), **{f"gradient_{i}": v.grad for i, v in zip("xy", x)}}
-    return {f"{op}.{'.'.join(kinds)}.{name}": v.detach().numpy() for name, v in found.items()}
-
-def each_op(n, d):
-    """Every op with operands of all types that fit it, two rows of which the second has padding."""
-    mask, found = torch.arange(n) < torch.tensor([[n], [n - 2]]), {"head_size": d}
-    for op, row in ops.OPS.items():
-        for kinds in itertools.product(("nd", "dn", "nn", "dd"), repeat=row.text.count("{}")):
-            found |= one_op(op, kinds, {"n": n, "d": d}, mask, len(found)) if row.type(*kinds) else {}
-    return found | {"mask": mask.numpy()}
+# ---- What is written, by the code itself ----
+def formulas(n, d):
+    """Formulas by themselves; the second row has padding. gradient_X: of sum(weight * output), which leaves it out."""
+    x, mask = test_all.gaussian(4, 2, 1, n, d).mul(8).round() / 8, torch.arange(n) < torch.tensor([[n], [n - 2]])
+    x[0, :, :, 1] /= 1024  # a row beside which epsilons count, equal rows, and large numbers
+    x[1, :, :, 0] = x[0, :, :, 0]
+    x[3, :, :, 0, :2] = torch.tensor([1000.0, -1000.0])
+    found = {"mask": mask, **dict(zip("QKVP", x))}
+    for text in FORMULAS:
+        dag, inputs = ops.parse(text), [v.clone().requires_grad_() for v in x]
+        y = ops.evaluate(dag, inputs, mask)
+        rows, columns = (mask if kind == "n" else mask[:, :1].expand(-1, d) for kind in ops.slot_types(dag)[-1])
+        weight = test_all.gaussian(*y.shape, seed=len(found)) * rows[:, None, :, None] * columns[:, None, None]
+        (y * weight).sum().backward()
+        found |= {f"output of {text}": y.detach(), f"weight of {text}": weight}
+        found |= {f"gradient_{letter} of {text}": v.grad for letter, v in zip("QKVP", inputs) if v.grad is not None}
+    return found
 
 def training(model):
-    """Four steps: each one's batch, losses, gradients before clipping, and weights behind it; the settings and norms."""
-    s, gradients, found, norms, rates = autobert.PretrainSettings(4, 4, lr=1e-2, warmup=0.5), {}, {}, [], []
+    """Four steps: each one's batch, rate, losses, gradients before clipping, their norms, weights behind it."""
+    s, gradients = autobert.PretrainSettings(4, 4, lr=1e-2, warmup=0.5), {}
+    found = {"peak": s.lr, "warmup": s.warmup, "beta1": 0.9, "beta2": s.beta2, "weight_decay": 0.01}
     batches = SimpleNamespace(batch=lambda step: test_all.a_batch(4, 12, step))
     for name, p in model.named_parameters():
-        p.register_post_accumulate_grad_hook(lambda p, name=name: gradients.update({name: p.grad.numpy().copy()}))
+        p.register_post_accumulate_grad_hook(lambda p, name=name: gradients.update({name: p.grad.clone()}))
 
     def report(done, rate, *losses):
-        step = {"batch": batches.batch(done - 1), "gradient": gradients, "losses": {"mlm_nsp": losses},
-                "weight_after": {name: p.detach().numpy().copy() for name, p in model.named_parameters()}}
+        step = {"batch": batches.batch(done - 1), "gradient": gradients, "all": {"rate": rate, "losses": losses},
+                "norm": {name: x.norm() for name, x in gradients.items()},
+                "weight_after": {name: p.detach().clone() for name, p in model.named_parameters()}}
         found.update({f"{done - 1}.{what}.{name}": x for what, part in step.items() for name, x in part.items()})
-        norms.append({name: float(np.linalg.norm(x)) for name, x in gradients.items()})
-        rates.append(rate)
 
-    optimizer = autobert.make_optimizer(model, s.lr, 0.1, (0.9, s.beta2))
-    autobert.pretrain(model, batches, s, torch.device("cpu"), report, 0, optimizer)
-    return found, {"steps": 4, "peak": s.lr, "warmup": s.warmup, "betas": [0.9, s.beta2], "epsilon": 1e-6,
-                   "weight_decay": 0.1, "clip": 1.0, "rates": rates, "gradient_norms": norms}
+    autobert.pretrain(model, batches, s, torch.device("cpu"), report)
+    return found
+
+def kernels():
+    """The 65 raw taps of two heads, the matrices T (not the identity), and the kernels on the way down to 3."""
+    net, at = supernet.SuperNet(autobert.ModelConfig(1, 8, 2, 8, vocab=50)), "encoder.layers.0.convolution."
+    chain = {f"T_{size}": net.slots[f"{at}transforms.{size}"] for size in autobert.KERNELS[:-1]}
+    for slot in (net.slots[f"{at}kernel"], *chain.values()):
+        slot += test_all.gaussian(*slot.shape, seed=len(slot)) / 4
+    layers = {size: net.child((f"conv {size}",)).encoder.layers[0] for size in autobert.KERNELS}
+    return chain | {f"kernel_{size}": layer.convolution.taps().detach() for size, layer in layers.items()}
 
 def tables(alpha, tau):
-    """UCB scores and probabilities at every place."""
-    log = [opnas.Candidate(i, 0, None, genes, score) for i, (genes, score) in enumerate(LOG)]
-    priority = opnas.OperationPriority(log, alpha, tau)
+    """The scores met, u and p of every choice at every place."""
+    tables = opnas.OperationPriority([opnas.Candidate(i, 0, None, *row) for i, row in enumerate(LOG)], alpha, tau)
     return {"alpha": alpha, "tau": tau, "places": {str(place): {
-        str(i): {"scores": priority.tables[place].get(i, []), "u": u, "p": priority.p(place)[i]}
-        for i, u in priority.ucb(place).items()} for place in sorted(priority.tables, key=str)}}
+        "scores": scores, "u": tables.ucb(place), "p": tables.p(place)} for place, scores in tables.tables.items()}}
 
-class Script(list):
-    """A random generator that gives what stands in it, in order."""
-    choices = choice = randrange = sample = lambda self, *_: self.pop(0)
-
-def edits(before=ops.parse(ops.ATTENTIONS["L12"])):
+def edits():
     """A graph before and after each edit."""
-    for edit, position, op, operands, argument, script in EDITS:
-        rng = Script([[edit], position, *script])
-        after = opnas.mutate_dag(before, SimpleNamespace(draw=lambda *_, op=op: op), rng)
-        yield {"before": ops.formula(before), "before_nodes": before, "edit": edit, "position": position, "op": op,
-               "operands": operands, "argument": argument, "after": ops.formula(after), "after_nodes": after}
+    before = ops.parse(ops.ATTENTIONS["L12"])
+    for *edit, script in EDITS:
+        give = iter([edit[:1], edit[1], *script])
+        rng = SimpleNamespace(**dict.fromkeys(("choices", "choice", "randrange", "sample"), lambda *_: next(give)))
+        after = opnas.mutate_dag(before, SimpleNamespace(draw=lambda *_: edit[2]), rng)
+        yield dict(zip(("edit", "position", "op", "operands", "argument"), edit)) | {
+            "before": ops.formula(before), "before_nodes": before, "after": ops.formula(after), "after_nodes": after}
+
+def write(out):
+    """All files."""
+    words = data.Tokenizer.train([test_all.HERE / "toy/held-out.txt"], 400)
+    for name, (config, genes) in MODELS.items():
+        model = test_all.new_model(config, genes, noise=1.5 / config.hidden ** 0.5)
+        for table in (model.encoder.tokens, model.encoder.positions, model.encoder.segments):
+            table.weight.data /= 20  # beside small numbers LayerNorm's epsilon counts
+        autobert.save_checkpoint(out / "model.pt", model, words)
+        autobert.export(str(out / "model.pt"), str(out / name))
+    (out / "model.pt").unlink()
+    for name, arrays in (("formulas_n6_d4", formulas(6, 4)), ("formulas_n5_d5", formulas(5, 5)),
+                         ("training/steps", training(model)), ("kernels", kernels())):
+        np.savez(out / f"{name}.npz", **arrays)
+    search = {"log": LOG, "tables": [tables(0.1, 0.05), tables(None, None)], "edits": [*edits()]}
+    data.write_beside(out / "search.json", json.dumps(search, indent=1))
+
+# ---- The twin, and mistakes in it ----
+def formula_value(text, inputs, d, mask):
+    """python_formula op by op, with padding hidden where one sums or normalises over tokens (n, not channels d)."""
+    def apply(op, *values):
+        row, arrays = ops.OPS[op], []
+        for (x, kinds), axis in zip(values, row.reduces):
+            hide = {-1: ~mask, -2: ~mask[:, None]}[axis] if axis and kinds[axis] == "n" else False
+            arrays.append(np.where(hide, row.hide, x))
+        x = python_formula(row.text.format(*"QK"), dict(zip("QK", arrays)), d)  # noqa: F821
+        return x, row.type(*(kinds for _, kinds in values))
+
+    return ops.fold(ops.parse(text), [(inputs.get(letter), "nd") for letter in "QKVP"], apply)[-1][0]
+
+def pairs(out, forgotten="?"):
+    """Yield (file, the twin's array, the file's) at real tokens. forgotten: biases (so 0) or gains (so 1)."""
+    for path, text, b in itertools.product(sorted(out.glob("formulas*")), FORMULAS, range(2)):
+        f = np.load(path)
+        real, inputs = f[f"weight of {text}"][b, 0] != 0, {letter: f[letter][b, 0] for letter in "QKVP"}
+        found = formula_value(text, inputs, f["Q"].shape[-1], f["mask"][b])
+        yield path.name, found[real], f[f"output of {text}"][b, 0][real]
+    for name, (config, genes) in MODELS.items():
+        w, r = (dict(np.load(out / name / file)) for file in ("weights.npz", "reference.npz"))
+        w |= {key: x * 0 + key.endswith("norm.weight") for key, x in w.items() if key.endswith(forgotten)}
+        for row, mask in enumerate(r["mask"]):
+            states, mlm, nsp = numpy_model(  # noqa: F821
+                w, config.heads, genes, r["ids"][row], r["segments"][row], mask)
+            yield from ((name, x[mask], r[f"hidden_{i}"][row, mask]) for i, x in enumerate(states))
+            yield from ((name, mlm[mask], r["mlm_logits"][row, mask]), (name, nsp, r["next_logits"][row]))
+        loss = lambda logits, y: -np.log(test_all.row_softmax(logits)[range(len(y)), y]).mean()  # noqa: E731
+        used, mlm = r["targets"] != -100, np.take_along_axis(r["mlm_logits"], r["positions"][..., None], 1)
+        yield name, np.array([loss(mlm[used], r["targets"][used]), loss(r["next_logits"], r["next"])]), r["losses"]
+
+PADDED = "segments): => segments, mask): ;; (a / (1 => (mask[:, None] * a / (1 ;; " \
+         "python_formula(formula, part, d // heads) => formula_value(formula, part, d // heads, mask)"
+MISTAKES = """if axis and => if op == "softmax" and ;; if axis and => if op != "softmax" and axis and ;; row.hide => 0.0
+~mask => mask ;; kinds[axis] == "n" => x.shape[axis] == len(mask) ;; mask[:, None] * a => a ;; e.sum(-1, => e.sum(0,
+(text) => (text.replace("@ V + P", "@ (V + P)")) ;; math.sqrt(d_h) => math.sqrt(x.shape[-1]) ;; x - x.max( => x - 0 * x.max(
+-np.logaddexp(0, -x) => np.log(1 / (1 + np.exp(-x))) ;; 1 + np.abs(x) => 1 + x * x ;; True) + 1e-6) => True))
+sum(-1) + 1e-6) => sum(-1)) ;; a, b = np.split => b, a = np.split ;; w[at + ".kernel"] => w[at + ".kernel"][:, ::-1]
+row_softmax(w[at + ".kernel"]) => w[at + ".kernel"] ;; row_softmax(w[at + ".kernel"]) => row_softmax(w[at + ".kernel"].T).T
+taps = np.repeat => taps = (lambda x, k, _: np.tile(x, (k, 1))) ;; ((k // 2, k // 2) => ((k - 1, 0) ;; [h] => [h - 1]
+np.split(v, heads, 1)[h] => v[:, h::heads] ;; linear(y, at + ".out") => y ;; norm(x, "encoder.norm") => x
+np.vectorize(math.erf)(x / math.sqrt(2)) => np.tanh(0.7978845608 * (x + 0.044715 * x ** 3)) ;; 1e-12 => 1e-6
+norm(x + linear(y => norm(linear(y ;; norm(x + linear(gelu => norm(linear(gelu ;; states[-1][0] => states[-1][-1]
+np.tanh => np.asarray ;; s.weight"][:n] => s.weight"][1:n + 1] ;; [segments] => [1 - segments] ;; + w["bias"] => + 0
+gelu(linear(states[-1], "transform")) => linear(states[-1], "transform") ;; r["next"]) => 1 - r["next"])
+y]).mean() => y]).sum() ;; used]) => used]) * used.mean()"""
+FORGOTTEN = "Q.bias attention.out.bias convolution.out.bias glu.bias up.bias down.bias norm.bias norm.weight " \
+            "attention.norm.bias projection.bias transform.bias pooler.bias next.bias encoder.norm.weight"
+
+def worst(out, *mistakes):
+    """(largest difference, its file) of the twin where each mistake, "old => new", stands in its source."""
+    parts, found = (test_all.row_softmax, test_all.python_formula, test_all.numpy_model, formula_value, pairs), []
+    source, space = "\n".join(map(inspect.getsource, parts)), vars(test_all) | globals()
+    for old, new in (mistake.split(" => ") for mistake in (*PADDED.split(" ;; "), *mistakes)):
+        assert old in source, old
+        source = source.replace(old, new)
+    exec(source, space)
+    with np.errstate(all="ignore"):
+        try:
+            for file, ours, theirs in space["pairs"](out):
+                gap = np.abs(ours - theirs) / np.maximum(1, np.abs(theirs))
+                found.append((np.nan_to_num(gap, nan=np.inf).max(), file))
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            found.append((np.inf, f"{file}: {type(error).__name__}"))
+    return max(found)
+
+def main(out: str = "conformance", mutate: bool = False):
+    """Write the vectors to a folder; compute formulas and models again, with --mutate also with mistakes in it."""
+    write(Path(out))
+    print("{:.1e} is the twin's largest difference, in {}".format(*worst(Path(out))))
+    mistakes = MISTAKES.replace("\n", " ;; ").split(" ;; ") + [f'="?" => ="{kind}"' for kind in FORGOTTEN.split()]
+    found = {mistake: worst(Path(out), mistake) for mistake in mistakes[:mutate * len(mistakes)]}
+    for mistake, (gap, file) in found.items():
+        print(f"{gap:.1e} in {file:20} {mistake}")
+    unseen = [mistake for mistake, (gap, _) in found.items() if gap < 1e-4]
+    if unseen:
+        raise data.UserError(f"{len(unseen)} mistakes were not seen: {unseen}")
+
+if __name__ == "__main__":
+    data.run(__doc__, main, usual=main)
