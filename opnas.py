@@ -40,29 +40,29 @@ from data import UserError, flag
 class SearchSettings:
     """What decides a search's outcome, beside its data."""
     size: str = flag("toy", "model size", choices=tuple(autobert.SIZES))
-    tasks: tuple[str, ...] = flag(("CoLA", "RTE", "STS-B"), "the score is their mean", choices=tuple(glue.TASKS))
+    tasks: tuple[str, ...] = flag(("CoLA", "QNLI"), "the score is their mean", choices=tuple(glue.TASKS))
     strategy: str = flag("op-nas", "of Fig. 6", choices=("op-nas", "ea+ws", "random+ws", "random"))
     warm: int = flag(4, "size of a first generation, to warm the super-net")
     cold: int = flag(5, "its steps, times --steps")  # CHOICE: an untrained super-net trains longer, or no child learns
     population: int = flag(12, "random backbones, with those (l.1)")
     parents: int = flag(2, "K, mutated in each round (l.4)")
     children: int = flag(2, "mutants of each parent (l.5)")
-    rounds: int = flag(4, "rounds of mutation (l.3)")  # CHOICE: "until convergence" (l.13) is a number
+    rounds: int = flag(3, "rounds of mutation (l.3)")  # CHOICE: "until convergence" (l.13) is a number
     again: int = flag(1, "1: judge parents again in each round")
     finalists: int = flag(3, "the best, judged again at the end")
     alpha: float = flag(None, "weight of the UCB bonus; default: 0.1 sd of the scores")
     tau: float = flag(None, "temperature of p; 1: the paper; default: likewise")
     collapse: float = flag(0.5, "least share of hidden states that varies by token")
-    rows: int = flag(1000, "most training rows of a task; 0: all")
+    rows: int = flag(0, "most training rows of a task; 0: all")
     steps: int = flag(100, "pre-training steps of a candidate")
     final_steps: int = flag(2000, "the same of winner, bert, autobert-zero")
     final_seeds: int = flag(1, "final trainings of each")
     seed: int = flag(0, "of everything random")
     pretrain: autobert.PretrainSettings = autobert.PRETRAIN["toy"]
-    tune: glue.FinetuneSettings = glue.PRESETS["toy"]
+    tune: glue.FinetuneSettings = replace(glue.PRESETS["toy"], epochs=1, lr=5e-4, batch=8)
 
 PAPER = SearchSettings(  # App. D.1: 100 + 27 * 25 = 775 candidates
-    "base", tuple(glue.TASKS), population=100, parents=5, children=5, rounds=27, alpha=0.01, rows=0, cold=1,
+    "base", tuple(glue.TASKS), population=100, parents=5, children=5, rounds=27, alpha=0.01, cold=1,
     steps=40_000, final_steps=1_000_000, tune=glue.PRESETS["paper"],
     pretrain=replace(autobert.PRETRAIN["base"], lr=2e-4, warmup=0.02))
 SMALL = replace(PAPER, size="small", tasks=("CoLA", "MRPC", "RTE", "STS-B"), population=50, rounds=4, alpha=None,
