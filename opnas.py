@@ -471,7 +471,7 @@ def search(s: SearchSettings, preset: tuple(PRESETS) = "toy", corpus: str = "toy
         run = Run(folder, map if workers == 1 else pool.map)
         log = evolve(s, PROXY.config.layers, run.fitness, PROXY.probe, run.log, note)
         M = last_of(log)
-        winner = best_of([c for c in M if c.round == log[-1].round or not s.finalists], 1) or best_of(M, 1)
+        winner = best_of([c for c in M if plan(s)[c.round][0] == "last"], 1) or best_of(M, 1)
         if not winner:
             raise UserError(f"all candidates were rejected: {dict(Counter(c.reason for c in log))}")
         autobert.save_backbone(folder / "best.json", winner[0].backbone)

@@ -1,7 +1,7 @@
 """Which strategy finds the better backbone for one budget (Fig. 6): op-nas, uniform evolution or random search?
 
 All run with the same seeds for as many pre-training steps; each search's winner is then trained from scratch. The same
-command again goes on. At toy size about three hours on two cores; on landscapes, without training, five minutes:
+command again goes on. At toy size about two hours on two cores; on landscapes, without training, five minutes:
 
     python studies/compare.py --seeds 5 --out runs/compare
     python studies/compare.py --landscapes --seeds 60 --out runs/landscapes
@@ -68,7 +68,7 @@ def on_the_task(s, corpus, glue, out, workers, device, key):
 
 # ---- On landscapes ----
 LAYERS, NOISE = 12, 0.04  # the noise is that of a score, its sd half that of the true fitness of random backbones
-LANDSCAPES = opnas.SearchSettings(population=50, parents=5, children=5, warm=0, again=0, finalists=0, steps=1)
+LANDSCAPES = opnas.SearchSettings(warm=0, population=50, parents=5, children=5, rounds=4, again=0, finalists=0, steps=1)
 FAMILIES = {  # what a node adds; w(...) is a fixed Gaussian number, reads its operands' ops
     "by position": lambda w, layer, t, op, reads: w(t, op),
     "by op": lambda w, layer, t, op, reads: w(op),
@@ -147,7 +147,7 @@ def compare(s: opnas.SearchSettings, landscapes: bool = False, seeds: int = 5, c
     those of one seed: the folder gets searches.tsv (a row each), pairs.tsv (every two strategies) and curves.svg.
 
     landscapes: made-up fitness functions in place of training; 60 seeds are ten of a family
-    seeds: searches of each strategy, from --seed on
+    seeds: pairs, from --seed on
     corpus: a folder that `data.py prepare` wrote, or a text file
     glue: the folder that holds CoLA, SST-2, .."""
     out, s = Path(out), replace(LANDSCAPES if landscapes else opnas.SearchSettings(), **s)

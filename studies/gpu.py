@@ -155,7 +155,7 @@ def gpu(device: str = "auto", quick: bool = False, out: str = "gpu.tsv"):
     device, table = autobert.find_device(device), [("check", "figure", "bound", "ok")]
     shapes = [(size, rows, False) for size in ("small", "base") for rows in (160, 320)]
     shapes = [("toy", 2, False)] if quick else [*shapes, ("small", 320, True), ("base", 160, True)]
-    checks = [*map(partial, (hardware, precisions, attention, search, tuning)), *(partial(speed, *shape) for shape in shapes)]
+    checks = [*map(partial, (hardware, precisions, attention, search, tuning)), *(partial(speed, *x) for x in shapes)]
     with tempfile.TemporaryDirectory() as folder:
         corpus = data.open_corpus(ROOT / "toy/held-out.txt", f"{folder}/corpus", 600)
         g = SimpleNamespace(device=device, cuda=device.type == "cuda", quick=quick, folder=Path(folder), corpus=corpus)

@@ -1,8 +1,7 @@
 """Does weight sharing pay (Sec. 3.2), and do a search's scores foretell those of full training (Fig. 8)?
 
-Backbones that a finished search has never seen, half random, half mutants of its best, train from its super-net's
-weights (warm) and from random ones (scratch), for several numbers of steps. At toy size about 35 minutes on two cores;
-the same command again goes on. RUN/sharing gets points.tsv, summary.txt, sharing.svg and fidelity.svg:
+New backbones, half random, half mutants of a search's best, train from its super-net's weights (warm) and from random
+ones (scratch). Half an hour at toy size on two cores; the same command again goes on, and writes RUN/sharing:
 
     python studies/sharing.py --run runs/search
 """

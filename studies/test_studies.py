@@ -217,3 +217,133 @@ def test_the_bench_races_with_a_peer(tmp_path, monkeypatch):
 def test_a_turn_is_set_against_the_same_turn_of_the_other():
     one, other = (SimpleNamespace(times=times) for times in ([1.0, 2.0, 4.0], [3.0, 4.0, 20.0]))
     assert bench.beside(one, other) == "3.00 (2.50-4.00)" and bench.beside(one, None) == "-"  # of 3, 2, 5
+
+# ---- compare ----
+import ablations  # noqa: E402
+import compare  # noqa: E402
+import sharing  # noqa: E402
+
+TINY = {"tasks": ("RTE",), "warm": 2, "cold": 3, "population": 4, "parents": 2, "children": 1, "rounds": 1,
+        "finalists": 2, "rows": 24, "steps": 2, "final_steps": 4, "collapse": 0.0, "seed": 3}
+
+def worth(genes):
+    return random.Random(" | ".join(genes)).random()
+
+@pytest.fixture
+def search(tmp_path_factory, monkeypatch):
+    """search(out, run=opnas.search): a tiny one without training: a loss is a sum of weights, a score the worth."""
+    corpus = tmp_path_factory.getbasetemp() / "corpus"
+    if not corpus.exists():
+        data.prepare((str(HERE.parent / "toy/held-out.txt"),), str(corpus), 400)
+    monkeypatch.setattr(opnas.Proxy, "pretrain", lambda self, model, steps, seed, offset=0: (
+        -1e6 + sum(p.detach().double().sum().item() for p in model.parameters()), steps))
+    monkeypatch.setattr(opnas.Proxy, "scores", lambda self, model, *_, **__: (("RTE", worth(model.encoder.backbone)),))
+    flags = dict(corpus=str(corpus), glue=str(HERE.parent / "toy/glue"), workers=1, device="cpu")
+    return lambda out, run=opnas.search, **more: run(TINY, out=str(out), **flags, **more)
+
+def rows_of(path):
+    return [line.split("\t") for line in path.read_text().splitlines()[1:]]
+
+def test_a_landscape_does_what_its_family_says():
+    def z(family, *backbone):  # the logit is z / 3
+        f = compare.landscape(family, 7)(backbone)
+        return 3 * math.log(f / (1 - f)) * math.sqrt(len(backbone))
+    a, b, c, d = "-Q @ T(K) @ V", "softsign(K @ T(Q) @ V)", "T(-Q) @ K @ V", "-T(Q) @ K @ V"
+    for family in ("by position", "by op", "by motif", "op in context"):
+        assert z(family, a, b) == pytest.approx(z(family, a) + z(family, b)) == pytest.approx(z(family, b, a))
+        assert (z(family, c) == pytest.approx(z(family, d))) == (family == "by op")  # other places, readers
+    assert z("misleading", a, b) == pytest.approx(z("by position", a) - z("by position", b))
+    assert z("none", a, b) != pytest.approx(z("none", a) + z("none", b))
+
+def test_the_control_copies_a_layers_attention_if_there_is_one():
+    bert, rng, tables = ops.ATTENTIONS["bert"], random.Random(0), opnas.OperationPriority()
+    found = {compare.copying(("conv 9", bert), tables, rng, {}) for _ in range(60)}
+    assert {("conv 9", bert), (bert, bert)} < found and all("conv" in b for _, b in found if b != bert)
+    alone = [mutate(("conv 9",), tables, random.Random(2), {}) for mutate in (compare.copying, opnas.mutate_inter)]
+    assert alone[0] == alone[1] != ("conv 9",)  # nothing to copy: it grows
+
+def test_every_strategy_has_the_same_budget_of_steps():
+    def spent(s):
+        log = opnas.evolve(s, 4, lambda number, batch, _: [opnas.Candidate(*astuple(c)[:4], 0.5) for c in batch])
+        return sum(s.steps * (s.cold if c.round == 0 and s.strategy != "random" else 1) for c in log)
+    s = opnas.SearchSettings(warm=4, cold=5, population=12, parents=2, children=2, rounds=4, finalists=3)
+    for arm in ("op-nas", "ea+ws", "random+ws", "random"):
+        assert 0.99 * spent(s) < spent(compare.settings_of(3, arm, s)) <= spent(s) == (4 * 5 + 39) * s.steps
+
+def test_differences_of_pairs_by_hand():
+    """Of 1, 3, 0, 4: mean 2, sd 1.826; half 3.182 * 1.826 / 2 = 2.905; above 3.5 of 4."""
+    scores = [*zip("aaaabbbb", "01230123", "14290125")]
+    rows = [{"arm": arm, "pair": f"{pair} f", "best": score} for arm, pair, score in scores]
+    _, row, same = compare.pairs(rows, "ab", ["best"], ["", "f"])
+    assert row[0] == "best" and same == ("best f", *row[1:]) and row[-2:] == ("0.8750", 4)
+    assert [float(row[i]) for i in (2, 4, 5, 6, 7)] == pytest.approx([4, 2, 2, 2.905, 1.43 * 2.905], abs=2e-3)
+
+def test_landscapes_are_paired_and_a_second_call_goes_on(tmp_path, monkeypatch):
+    small, flags = {"population": 6, "parents": 2, "children": 2, "rounds": 2}, {"seeds": 2, "out": str(tmp_path)}
+    compare.compare(small, True, **flags)
+    curves = {tuple(row[:2]): json.loads(row[3]) for row in rows_of(tmp_path / "searches.tsv")}
+    assert len(curves) == 2 * 6 and all(len(curve) == 14 for curve in curves.values())
+    assert curves["0 by position", "op-nas"][:6] == curves["0 by position", "ea-copy"][:6]  # the first population
+    monkeypatch.setattr(compare, "on_a_landscape", lambda s, key: pytest.fail(f"{key} again"))
+    compare.compare(small, True, **flags)
+    with pytest.raises(data.UserError, match="alpha"):
+        compare.compare(small | {"alpha": 1.0}, True, **flags)
+
+def test_searches_are_compared_with_their_winners(tmp_path, search):
+    search(tmp_path, compare.compare, seeds=1)
+    rows = rows_of(tmp_path / "searches.tsv")
+    assert [row[:2] for row in rows] == [["3", arm] for arm in ("op-nas", "ea+ws", "random+ws", "random")]
+    for _, arm, best, winner, curve in rows:
+        log = [opnas.Candidate(*c) for c in opnas.load(tmp_path / f"3-{arm}/state.pt")["log"]]
+        expected = [max(worth(c.backbone) for c in log)] * 3
+        assert [float(best), float(winner), json.loads(curve)[-1][1]] == pytest.approx(expected, abs=1e-5)
+
+# ---- sharing ----
+def test_what_points_say_of_sharing_by_hand():
+    """4 pairs of 6 agree: tau = 2 / 6, z = 2 / (4 * 3 * 13 / 18)^.5. Reached half way from 10 to 40 on a log scale;
+    never, so 160 stands; at once; at once: factors 2, 16, 1, 1."""
+    scores = {("warm", 10): (2, 5, 3, 1), ("scratch", 10): (1, 2, 3, 1), ("scratch", 40): (3, 1, 5, 1),
+              ("scratch", 160): (4, 2, 6, 1)}
+    ways = {way: [sharing.Point("random", *way, "", 9 - x, x, 1.0) for x in scores[way]] for way in scores}
+    text = sharing.comparison(ways, ways["scratch", 160])
+    assert re.search(r"warm +10 +2.750 +6.250 +1.0 +0.33 .+ p=0.497 ", text)
+    parts = "1.5 times", "quartiles 1.0 and 5.5", "4 backbones 1 never", "2 at once"
+    assert all(part in sharing.savings(ways, 10) for part in parts)
+
+def test_the_interval_of_tau_narrows_with_more_backbones():
+    x, y = np.random.default_rng(0).normal(size=(2, 100))
+    points = [[sharing.Point("", "", 1, "", 0, score, 0) for score in row] for row in (x, x + y)]
+    texts = (sharing.agreement(*(row[:n] for row in points), "score", 300) for n in (12, 100))
+    (_, low, high, _), (tau, lower, upper, _) = (map(float, re.findall(r"-?[\d.]+", text)) for text in texts)
+    assert lower < tau < upper and upper - lower < 0.6 * (high - low)
+
+def test_sharing_trains_new_backbones_warm_as_the_search_would_and_goes_on(tmp_path, search):
+    search(tmp_path)
+    path, flags = tmp_path / "sharing/points.tsv", dict(warm=(0.5,), scratch=(1.0, 2.0), workers=1, device="cpu")
+    sharing.sharing(str(tmp_path), 2, **flags)
+    before, rows, run = path.read_text(), rows_of(path), opnas.Run(tmp_path, map)
+    assert [*zip(*rows)][1:3] == [2 * ("scratch", "scratch", "warm", "warm"), 2 * ("2", "4", "1", "2")]
+    genes, parents = tuple(rows[-1][3].split(" | ")), opnas.best_of(opnas.last_of(run.log), 2)
+    assert 0 < min(sum(a != b for a, b in zip(genes, c.backbone)) for c in parents) < 3  # a mutation of each kind
+    assert genes not in {c.backbone for c in run.log} and float(rows[-1][5]) == pytest.approx(worth(genes))
+    sharing.sharing(str(tmp_path), 3, **flags)  # the same and one more
+    assert path.read_text().startswith(before) and len(rows_of(path)) == 3 * 4
+    judged, = run.fitness(9, [opnas.Candidate(9, 9, None, genes)], run.log)
+    assert float(rows[-1][4]) == judged.mlm != float(rows[-3][4])  # the latter from scratch
+
+# ---- ablations ----
+def test_the_table_of_ablations_by_hand():  # good is above bert by 10, 12, 14: mean 12, half 4.303 * 2 / 3^.5
+    found = {"bert": [[2.0, 50, 40, 60], [2.2, 60, 50, 70], [2.4, 70, 60, 80]],
+             "good": [[1.0, 60, 70, 50], [1.0, 72, 82, 62], [math.nan, 84, 94, 74]]}
+    _, *rows = map(str.split, ablations.table(found, ("CoLA", "RTE")).splitlines())
+    assert rows == ["bert 60.0 50.0 70.0 2.20".split(), "good 72.0 +12.0 +- 5.0 82.0 62.0 nan".split()]
+
+def test_ablations_train_all_alike_and_go_on_with_more_seeds(tmp_path, search):
+    search(tmp_path)
+    ablations.ablations(str(tmp_path), 1, 1, "cpu")
+    path, paths = tmp_path / "ablations/points.tsv", [*autobert.BACKBONES, str(tmp_path / "best.json")]
+    before, scores = path.read_text(), [100 * worth(autobert.load_backbone(name, 4)) for name in paths]
+    ablations.ablations(str(tmp_path), 2, 1, "cpu")
+    _, seeds, _, _, averages, _ = zip(*rows_of(path))
+    assert path.read_text().startswith(before) and "".join(seeds) == "3333344444"
+    assert [*map(float, averages)] == pytest.approx([*scores, *scores])
