@@ -417,7 +417,7 @@ def start(s, about, out):
     corpus = data.open_corpus(about["corpus"], f"{out}.corpus", SIZES[about["size"]].vocab, s.seed)
     if os.path.exists(out):
         model, _, content = load_checkpoint(out)
-        data.check_same(content["about"], about, out)
+        data.check_same(content.get("about", {}), about, out)
         return model, corpus, content
     config = replace(SIZES[about["size"]], vocab=corpus.tokenizer.vocab_size)
     torch.manual_seed(s.seed)

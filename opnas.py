@@ -460,7 +460,7 @@ def search(s: SearchSettings, preset: tuple(PRESETS) = "toy", corpus: str = "toy
     folder, s = Path(out), replace(PRESETS[preset], **s)
     path, kept = folder / "settings.json", corpus if os.path.isdir(corpus) else folder / "corpus"
     text = json.dumps({"corpus": os.path.abspath(kept), "glue": os.path.abspath(glue), **asdict(s)}, indent=1)
-    if path.exists():
+    if (folder / "state.pt").exists():
         data.check_same(json.loads(path.read_text()), json.loads(text), out)
     data.open_corpus(corpus, kept, autobert.SIZES[s.size].vocab, s.seed)
     data.write_beside(path, text)

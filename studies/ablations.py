@@ -22,8 +22,7 @@ import opnas  # noqa: E402
 from draw import chart, interval, tsv  # noqa: E402
 
 def trained(backbones, key):
-    """(MLM loss, mean of the scores, score of each task) of a (name, seed, steps) after training from scratch; scores x
-    100, and 0 if it diverged."""
+    """(MLM loss, mean score, score of each task) of a (name, seed, steps), scores x 100 and 0 if it diverged."""
     (name, seed, steps), proxy, mlm, scores = key, opnas.PROXY, math.nan, [0.0] * len(opnas.PROXY.tasks)
     with contextlib.suppress(autobert.Diverged):
         model = proxy.model(backbones[name], int(seed))
@@ -34,13 +33,14 @@ def trained(backbones, key):
 def measured(path, head, todo, job, workers, start):
     """The rows (*key, *job(key)), as text, of a table that gets those that it has not one by one, as they come."""
     text = path.read_text() if path.exists() else tsv(head)
-    missing = [key for key in todo if "\n" + "\t".join(key) + "\t" not in text]
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), opnas.start_worker, start)
+    results = {key: pool.submit(job, key).result if workers > 1 else functools.partial(job, key)
+               for key in todo if "\n" + "\t".join(key) + "\t" not in text}
     try:
-        for key, found in zip(missing, (map if workers == 1 else pool.map)(job, missing)):
-            text += tsv((*key, *found))
+        for key, result in results.items():
+            text += (row := tsv((*key, *result())))
             data.write_beside(path, text)
-            print(*key[:3], *found, flush=True)
+            print(row[-100:], end="", flush=True)
     finally:
         for worker in multiprocessing.active_children():
             worker.kill()

@@ -7,6 +7,7 @@ ones (scratch). Half an hour at toy size on two cores; the same command again go
 """
 import collections
 import contextlib
+import functools
 import math
 import multiprocessing
 import random
@@ -58,13 +59,14 @@ def trained(key):
 def measured(path, head, todo, job, workers, start):
     """The rows (*key, *job(key)), as text, of a table that gets those that it has not one by one, as they come."""
     text = path.read_text() if path.exists() else tsv(head)
-    missing = [key for key in todo if "\n" + "\t".join(key) + "\t" not in text]
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), opnas.start_worker, start)
+    results = {key: pool.submit(job, key).result if workers > 1 else functools.partial(job, key)
+               for key in todo if "\n" + "\t".join(key) + "\t" not in text}
     try:
-        for key, found in zip(missing, (map if workers == 1 else pool.map)(job, missing)):
-            text += tsv((*key, *found))
+        for key, result in results.items():
+            text += (row := tsv((*key, *result())))
             data.write_beside(path, text)
-            print(*key[:3], *found, flush=True)
+            print(row[-100:], end="", flush=True)
     finally:
         for worker in multiprocessing.active_children():
             worker.kill()
@@ -102,8 +104,7 @@ def agreement(way, full, what, resamples=2000):
 
 def comparison(ways, full):
     """A table: of each start and steps means, and how the ranking agrees with that of the Points `full`."""
-    title = f"tau-b of scores, and of MLM losses, with {full[0].steps} steps from scratch, n = {len(full)}"
-    lines = [f"   start  steps  score    MLM  seconds   {title}"]
+    lines = [f"   start  steps  score    MLM  seconds   tau-b with {full[0].steps} steps, n = {len(full)}: scores; MLM losses"]
     for (start, steps), way in sorted(ways.items()):
         mlm, score, seconds = (np.mean(column) for column in zip(*(p[-3:] for p in way)))
         ranks = "".join(agreement(way, full, what) for what in ("score", "mlm") if way != full)
