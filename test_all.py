@@ -7,16 +7,22 @@ import ast
 import gc
 import gzip
 import itertools
+import json
 import lzma
 import math
 import random
 import re
+import runpy
+import shlex
+import subprocess
 import sys
 import weakref
 from collections import Counter
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -638,3 +644,557 @@ def test_the_names_that_others_lean_on_exist():
                       "count_flops", supernet.SuperNet: "child absorb", data: "Tokenizer Corpus",
             glue: "matthews f1 accuracy pearson spearman kendall_tau squad_scores TASKS read_task finetune"}.items():
         assert not [name for name in names.split() if not hasattr(module, name)], module
+
+# ---- glue.py: metrics ----
+def test_metrics_by_hand_and_a_constant_prediction_scores_0():
+    gold, said = [1, 1, 1, 0, 0, 0, 0, 1], [1, 1, 0, 1, 0, 0, 0, 0]  # tp 2, fp 1, fn 2, tn 3
+    assert glue.accuracy(gold, said) == 5 / 8 and [*map(glue.unit_score, (-0.1, 0.3))] == [0, 0.3]
+    assert glue.f1(gold, said) == pytest.approx(2 * (2 / 3) * (1 / 2) / (2 / 3 + 1 / 2))
+    assert glue.matthews(gold, said) == pytest.approx((2 * 3 - 1 * 2) / math.sqrt(3 * 4 * 4 * 5))
+    assert glue.pearson([1, 2, 3], [2, 4, 7]) == pytest.approx(5 / math.sqrt(2 * 38 / 3))
+    assert glue.spearman([10, 20, 20, 40], [1, 3, 2, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))  # ranks 1 2.5 2.5 4
+    for metric in (glue.matthews, glue.pearson, glue.spearman, glue.f1, lambda x, y: glue.kendall_tau(x, y)[0]):
+        assert metric([0, 1, 0, 1], [0, 0, 0, 0]) == metric([0, 0, 0, 0], [0, 1, 0, 1]) == 0.0
+
+def test_kendalls_tau_counts_pairs_and_its_p_is_of_the_variance_over_all_orders():
+    for x, y in (([1, 1, 2, 3, 3, 3], [2, 5, 5, 5, 7, 9]), ([4, 3, 2, 1], [1, 2, 3, 9]), ([3, 1, 2, 9], [1, 1, 2, 3])):
+        a, *orders = (np.array([np.sign(v[i] - v[j]) for i, j in itertools.combinations(range(len(x)), 2)])
+                      for v in (x, *itertools.permutations(y)))  # the first order is y's own
+        tau = a @ orders[0] / math.sqrt((a * a).sum() * (orders[0] ** 2).sum())
+        p = math.erfc(abs(a @ orders[0]) / math.sqrt(2 * np.mean([(a @ b) ** 2 for b in orders])))
+        assert glue.kendall_tau(x, y) == (pytest.approx(tau), pytest.approx(p))
+
+# ---- glue.py: tasks, fine-tuning ----
+TOY, BINARY, ENTAILED = HERE / "toy", ["0", "1"], ["entailment", "not_entailment"]
+COLUMNS = {  # by number: texts and label of train and dev, texts of test; the labels in the order of their ids
+    "CoLA": ([3], 1, [1], BINARY), "SST-2": ([0], 1, [1], BINARY), "MRPC": ([3, 4], 0, [3, 4], BINARY),
+    "STS-B": ([7, 8], -1, [7, 8], None), "QQP": ([3, 4], 5, [1, 2], BINARY), "RTE": ([1, 2], -1, [1, 2], ENTAILED),
+    "MNLI": ([8, 9], -1, [8, 9], ["contradiction", "entailment", "neutral"]), "QNLI": ([1, 2], -1, [1, 2], ENTAILED)}
+
+@pytest.mark.parametrize("task", COLUMNS)
+def test_every_task_reads_its_own_columns_and_labels(task):
+    texts, label, test_texts, labels = COLUMNS[task]
+    for path in (TOY / "glue" / task).glob("*.tsv"):
+        test, expected = "test" in path.stem, []
+        for line in path.read_text().splitlines()[task != "CoLA" or test:]:
+            row = line.split("\t")
+            a, b = [*(row[i] for i in (test_texts if test else texts)), None][:2]
+            expected.append((a, b, None if test else labels.index(row[label]) if labels else float(row[label])))
+        for split in {path.stem, path.stem.replace("dev_matched", "dev")}:
+            assert glue.read_task(TOY / "glue", task, split) == expected and len(expected) > 99
+
+def write_rows(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(("\n".join(rows) + "\n").encode())
+
+RTE, QQP = "index\tsentence1\tsentence2\tlabel", "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
+def test_rows_are_split_at_tabs_and_line_feeds_only_and_a_wrong_one_is_named(tmp_path, tokenizer, capsys):
+    write_rows(tmp_path / "RTE/train.tsv", "\ufeff" + RTE, '0\t"He said.\tYes\u2028no\x85.\tentailment',
+               '1\ta "b"\tc"\tnot_entailment\r')
+    examples = glue.read_task(tmp_path, "RTE", "train")
+    assert examples == [('"He said.', "Yes\u2028no\x85.", 0), ('a "b"', 'c"', 1)]
+    rows, labels = glue.encode([*examples, ("hens", None, None)], tokenizer, 8)
+    assert labels.tolist() == [0, 1, -1] and rows[2][0].tolist() == [data.CLS, *tokenizer.encode("hens"), data.SEP]
+    write_rows(tmp_path / "QQP/train.tsv", QQP, "0\t1\t2\ta\tb\t1", "1\t1\t2\ta")  # here a short row is only counted
+    assert glue.read_task(tmp_path, "QQP", "train") == [("a", "b", 1)] and "1 short" in capsys.readouterr().out
+    for task, *rows in (("QQP", QQP, "1\t1\t2\ta"), ("RTE", RTE, "0\ta\tentailment"), ("RTE", RTE, "0\ta\tb\tmaybe"),
+                        ("RTE", RTE, "0\ta\tb\tc\tentailment"), ("RTE", RTE.replace("sentence2", "text")), ("RTE", ""),
+                        ("STS-B", "sentence1\tsentence2\tscore", "a\tb\t5.5"), ("RTE", RTE, "0\ta\tb\tentailment ")):
+        write_rows(tmp_path / f"{task}/dev.tsv", *rows)
+        with pytest.raises(data.UserError, match=rf"{task}/dev.tsv:{len(rows)}: .*expected .*columns"):
+            glue.read_task(tmp_path, task, "dev")
+
+@pytest.mark.parametrize("task", ["CoLA", "STS-B", "SQuAD"])
+def test_finetuning_learns_repeats_itself_and_leaves_the_encoder_alone(task):
+    """Token 7 decides: whether it is there (STS-B: 5 or 0), or where."""
+    encoder, untouched = (new_model(TINY, ("conv 3", BERT)).encoder for _ in "12")
+    rng, s = np.random.default_rng(0), glue.FinetuneSettings(8, 5e-3)
+    texts, there, place = rng.integers(8, 50, (120, 7)), rng.integers(0, 2, 120), rng.integers(0, 4, 120)
+    texts[np.arange(120), place] = 7 if task == "SQuAD" else 8 - there
+    labels = {"CoLA": there, "STS-B": 5.0 * there, "SQuAD": np.stack([place + 1] * 2, 1)}[task]
+    rows, found, said = [data.pack(row[:4 + i % 4], None, 12) for i, row in enumerate(texts)], [], []
+    for noise in (1, 2):
+        torch.manual_seed(noise)  # what others draw makes no difference
+        model = glue.fit(encoder, task, (rows, labels), s, 5, CPU, said.append)
+        found.append(np.stack(glue.outputs_of(model, rows, s, CPU)[:60]))
+    assert np.array_equal(*found) and all(map(torch.equal, encoder.parameters(), untouched.parameters()))
+    assert len(said) >= 20 and re.fullmatch(r"step=64/64 loss=\d\.\d{3} left=0m00s", said[-1])
+    alone, = glue.outputs_of(model, rows[:1], s, CPU)  # among longer rows it was padded: no share of the softmax
+    np.testing.assert_allclose(row_softmax(found[0][0].T)[..., :len(alone)], row_softmax(alone.T), atol=1e-6)
+    if task == "SQuAD":
+        assert np.mean(found[0].argmax(1) == labels[:60]) > 0.95
+    else:
+        predicted = glue.predictions(model, rows, s, CPU)
+        score = glue.finetune(encoder, task, (rows, labels), (rows, labels), s, 5, CPU)[1]
+        assert score == glue.TASKS[task].metric(labels, predicted) > 0.8 and abs(labels - predicted).mean() < 1
+
+def lines_of(capsys, function, *argv):
+    data.call(function, [*map(str, argv), "--device", "cpu"], "script.py command")
+    return capsys.readouterr().out.splitlines()
+
+def small_checkpoint(path, tokenizer):
+    model = new_model(autobert.ModelConfig(2, 16, 2, 16, vocab=300, positions=64, dropout=0.0), ("conv 5", BERT))
+    autobert.save_checkpoint(path, model, tokenizer)
+    return path
+
+def test_all_tasks_are_finetuned_on_a_grid_and_give_the_leaderboards_files(tokenizer, tmp_path, monkeypatch, capsys):
+    starts, fit, read, start = {}, glue.fit, glue.read_task, small_checkpoint(tmp_path / "model.pt", tokenizer)
+    monkeypatch.setattr(glue, "read_task", lambda *about: read(*about)[:100])
+    monkeypatch.setattr(glue, "fit", lambda encoder, task, *rest: starts.update(
+        {task: encoder.pooler.weight}) or fit(encoder, task, *rest))
+    lines = lines_of(capsys, glue.finetune_command, "--checkpoint", start, "--glue", TOY / "glue", "--epochs", 1,
+                     "--lr", 1e-3, 1e-2, "--mnli", "--save", tmp_path / "saved")
+    best = {}  # task -> rate -> score of each dev file
+    for task, rate, score in re.findall(r"^(\S+) lr=(\S+) weight_decay=0.01 dev\w*=(\S+) \(", "\n".join(lines), re.M):
+        best.setdefault(task, {}).setdefault(rate, []).append(float(score))
+    nine = [x for rates in best.values() for x in max(rates.values(), key=sum)]
+    assert [*best][0] == "MNLI" and all([*rates] == ["0.001", "0.01"] for rates in best.values())
+    assert len(nine) == 9 and float(lines[-1].removeprefix("AVG ")) == pytest.approx(np.mean(nine), abs=0.1)
+    original, mnli = (autobert.load_checkpoint(path)[0].encoder for path in (start, tmp_path / "saved/MNLI.pt"))
+    for task, weight in starts.items():
+        assert torch.equal(weight, (mnli if task in ("RTE", "STS-B", "MRPC") else original).pooler.weight), task
+    said = {1: np.linspace(-1, 6, 100), 2: np.arange(100) % 2, 3: np.arange(100) % 3}  # by classes; STS-B leaves 0..5
+    monkeypatch.setattr(glue, "predictions", lambda model, *_: said[model.head.out_features])
+    lines_of(capsys, glue.predict, "--model", tmp_path / "saved", "--glue", TOY / "glue", "--out", tmp_path / "out")
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == COLUMNS.keys() - {"MNLI"} | {"MNLI-m", "MNLI-mm"}
+    for path in (tmp_path / "out").iterdir():
+        labels = COLUMNS[re.sub("-mm?$", "", path.stem)][3]
+        rows = [labels[x] for x in said[len(labels)]] if labels else [f"{min(5, max(0, x)):.3f}" for x in said[1]]
+        assert path.read_text() == "index\tprediction\n" + "".join(f"{i}\t{x}\n" for i, x in enumerate(rows))
+
+# ---- glue.py: SQuAD ----
+def ask(name, question, context, *golds, **more):  # as SQuAD does; golds: (text, answer_start)
+    answers = [{"text": text, "answer_start": at} for text, at in golds]
+    return {"id": name, "question": question, "context": context, "answers": answers} | more
+
+def test_squad_normalises_and_scores_by_hand():
+    for text, normal in (("The  Anna, Brown!", "anna brown"), ("a an the", ""), ("Theory", "theory"), ("$5", "5")):
+        assert glue.normalize_answer(text) == normal
+    golds = [("Anna Brown", 0), ("Brown", 5)], [("the red hen", 0)], [("a", 0)]
+    paragraph = {"context": "c", "qas": [ask(str(i), "q", "", *gold) for i, gold in enumerate(golds)]}
+    scores = glue.squad_scores({"data": [{"paragraphs": [paragraph]}]}, {"0": "brown.", "1": "red cow"})  # 2 is missing
+    assert scores == {"exact": pytest.approx(100 / 3), "f1": pytest.approx(100 * 1.5 / 3), "total": 3}
+    for more, f1 in (({}, 0), ({"is_impossible": False}, 100)):  # v1.1 counts words in common
+        assert glue.squad_scores([ask("1", "q", "", ("The", 0), **more)], {"1": "the"})["f1"] == f1
+    scores = glue.squad_scores([ask(x, "q", "", is_impossible=True) for x in "12"], {"1": "", "2": "hens"})
+    assert scores["exact"] == scores["NoAns_f1"] == 50 and "HasAns_f1" not in scores
+
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
+def test_gold_spans_fed_in_score_100(version, tokenizer):
+    questions, s, outputs = glue.read_squad(TOY / f"squad/dev-v{version}.json"), glue.SquadSettings(), []
+    for w in (windows := glue.squad_windows(questions, tokenizer, s)):
+        outputs.append(np.full((len(w.row[0]), 2), -10.0))
+        outputs[-1][w.gold, [0, 1]] = 10.0
+    scores = glue.squad_scores(questions, glue.squad_predictions(glue.decode(questions, windows, outputs, s)))
+    assert scores["exact"] == scores["f1"] == 100 and scores["total"] == len(questions)
+
+def test_windows_and_their_best_context_are_berts(tokenizer):
+    context, asked = "The hens feed the goat. " * 12, "Who feeds the goat and the hens?"
+    ids, goat = tokenizer.encode(context), tokenizer.encode("goat")
+    for n, stride, cut in ((300, 128, 64), (40, 9, 4), *((n, 24, 50) for n in range(36, 60))):
+        windows = glue.squad_windows([ask("1", asked, context, ("goat", 114))], tokenizer,
+                                     glue.SquadSettings(n=n, stride=stride, max_question=cut))
+        kept, start, expected = tokenizer.encode(asked)[:min(cut, n - 4)], 0, []
+        while not expected or sum(expected[-1]) < len(ids):  # as run_squad.py does it: (start, length)
+            expected.append((start, min(len(ids) - start, n - 3 - len(kept))))
+            start += min(expected[-1][1], stride)
+        for i, ((start, length), w) in enumerate(zip(expected, windows, strict=True)):
+            row = [data.CLS, *kept, data.SEP, *ids[start:start + length], data.SEP]
+            assert w.row[0].tolist() == row and w.row[1].tolist() == [0] * (len(kept) + 2) + [1] * (length + 1)
+            for at in range(start, start + length):  # its score: the lesser context, and .01 of the length
+                scores = [min(at - a, a + m - 1 - at) + 0.01 * m if a <= at < a + m else -1 for a, m in expected]
+                assert w.owned[at - start] == (scores.index(max(scores)) == i)
+            assert w.gold == (0, 0) or row[w.gold[0]:w.gold[1] + 1] == goat
+        assert any(w.gold != (0, 0) for w in windows)
+
+def test_an_answer_is_the_best_of_all_legal_spans_and_null_the_least_of_the_windows(tokenizer):
+    context, s = "The hens feed. The goat sings, the hens sing.", glue.SquadSettings(n=16, stride=5, max_answer=3)
+    rng, (_, spans) = np.random.default_rng(0), tokenizer.encode_with_offsets(context)
+    for more in [{"is_impossible": True}] * 20 + [{}]:
+        questions, texts = [ask("q", "Who?", context, **more)], {}
+        windows = glue.squad_windows(questions, tokenizer, s)
+        outputs = [rng.normal(size=(len(w.row[0]), 2)).astype(np.float32) for w in windows]
+        for k, (w, logits) in enumerate(zip(windows, outputs)):  # window k begins at token 5 k
+            for i, j in itertools.combinations_with_replacement(range(len(w.spans)), 2):
+                text = context[spans[5 * k + i][0]:spans[5 * k + j][1]].strip()
+                if w.owned[i] and j < i + 3 and text:
+                    score = float(logits[w.at + i, 0]) + float(logits[w.at + j, 1])
+                    texts[text] = max(score, texts.get(text, -math.inf))
+        best, null = max(texts, key=texts.get), min(float(x[0, 0]) + float(x[0, 1]) for x in outputs)
+        margin = pytest.approx(null - texts[best]) if more else -math.inf
+        assert len(windows) > 2 and glue.decode(questions, windows, outputs, s) == {"q": (best, margin)}
+    questions = [ask(x, "Who?", text, is_impossible=True) for x, text in zip("012", ["", " \u200b ", "hens"])]
+    windows = glue.squad_windows(questions, tokenizer, s)  # an answer for every question, on an empty passage, too
+    answers = glue.decode(questions, windows, [np.zeros((len(w.row[0]), 2)) for w in windows], s)
+    assert answers["0"][0] == answers["1"][0] == "" and "hens".startswith(answers["2"][0] or "?")
+    assert glue.squad_predictions(answers, -1.0) == {"0": "", "1": "", "2": ""} != glue.squad_predictions(answers, 0.0)
+
+def test_the_best_threshold_is_no_worse_than_any_other():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        questions = [ask(str(i), "q", "hen cow", *[("hen", 0)] * rng.integers(2), is_impossible=True) for i in range(8)]
+        answers = {q["id"]: (str(rng.choice(["hen", "cow"])), float(rng.integers(-3, 4))) for q in questions}
+        f1 = lambda tau: glue.squad_scores(questions, glue.squad_predictions(answers, tau))["f1"]  # noqa: B023, E731
+        assert f1(glue.best_tau(questions, answers)) == max(map(f1, np.arange(-5.0, 6.0))) >= f1(0.0)
+
+def test_squad_goes_from_files_to_scores_and_predictions(tokenizer, tmp_path, capsys):
+    (packed := tmp_path / "v2.json.xz").write_bytes(lzma.compress((TOY / "squad/dev-v2.0.json").read_bytes()))
+    lines = lines_of(capsys, glue.squad, "--checkpoint", small_checkpoint(tmp_path / "m.pt", tokenizer), "--epochs", 1,
+                     "--train", packed, "--dev", packed, "--predictions", tmp_path / "p.json")
+    scores = glue.squad_scores(glue.read_squad(packed), json.loads((tmp_path / "p.json").read_text()))
+    assert re.search(rf"^tau=0.000 .* f1={scores['f1']:.1f} ", lines[-2]) and scores["total"] > 100
+
+# ---- opnas.py: UCB (Eq. 3) ----
+def scored(*pairs):  # (backbone, score)
+    return [opnas.Candidate(i, 0, None, backbone, score) for i, (backbone, score) in enumerate(pairs)]
+
+def test_ucb_and_p_by_hand_and_literal_temperature_one_is_nearly_uniform():
+    """Position 0: neg in candidates of 0.6 and 0.8, scale in one of 0.4; N = 3."""
+    M = scored((("cos(-Q, K) @ V",), 0.6), (("cos(-Q, K) @ V",), 0.8), (("cos(scale(Q), K) @ V",), 0.4))
+    tables, rng = opnas.OperationPriority(M, alpha=0.5, tau=0.2), random.Random(0)
+    u, drawn = tables.ucb(0), Counter(tables.draw(0, rng) for _ in range(4000))
+    assert u["neg"] == pytest.approx(0.7 + 0.5 * math.sqrt(2 * math.log(3) / 2))
+    assert u["scale"] == pytest.approx(0.4 + 0.5 * math.sqrt(2 * math.log(3) / 1))
+    assert u["softmax"] == pytest.approx(0.6)  # never sampled: the position's mean, no bonus
+    assert tables.ucb(1)["cos"] == pytest.approx(0.6 + 0.5 * math.sqrt(2 * math.log(3) / 3))
+    weights = {op: math.exp(x / 0.2) for op, x in u.items()}
+    assert tables.p(0) == pytest.approx({op: w / sum(weights.values()) for op, w in weights.items()})
+    assert all(drawn[op] / 4000 == pytest.approx(p, abs=0.04) for op, p in tables.p(0).items())  # five standard errors
+    assert opnas.OperationPriority().p(0) == pytest.approx(dict.fromkeys(ops.OPS, 0.1))  # nothing seen: no opinion
+    M = scored(*((opnas.random_backbone(4, rng), rng.uniform(0.76, 0.83)) for _ in range(60)))
+    assert opnas.OperationPriority(M, 0.01, 1).perplexity()[0] > 9.98 and opnas.OperationPriority(M).perplexity()[0] < 8
+
+def test_each_layer_has_a_table_of_kernels_unseen_ones_count_once_with_its_mean_rejected_ones_as_the_worst():
+    tables = opnas.OperationPriority(scored((("conv 9", "conv 3"), 0.9), (("conv 9", "conv 3"), 0.7),
+                                            (("conv 5", BERT), 0.1)), alpha=0.5, tau=0.1)
+    first, second, log = tables.ucb(("layer", 0)), tables.ucb(("layer", 1)), math.log(3 + 5)  # 5 kernels are unseen
+    assert first[9] == pytest.approx(0.8 + 0.5 * math.sqrt(2 * log / 2))
+    assert first[5] == pytest.approx(0.1 + 0.5 * math.sqrt(2 * log)) and {*first} == {*autobert.KERNELS}
+    assert first[65] == pytest.approx(1.7 / 3 + 0.5 * math.sqrt(2 * log)) and second[65] > second[3] > 0.8
+    assert tables.perplexity(tuple)[1] == 5 and tables.perplexity()[1] == 5  # three and two kernels; BERT has five ops
+    tables = opnas.OperationPriority(scored((("conv 9",), 0.2), (("conv 5",), 0.6), (("conv 7",), None)))
+    sd, bonus = 0.2, math.sqrt(2 * math.log(3 + 4))  # alpha and tau are a tenth of the spread of 0.2 and 0.6
+    u, p = {9: 0.2, 5: 0.6, 7: 0.2} | dict.fromkeys((3, 15, 31, 65), 1 / 3), tables.p(("layer", 0))
+    assert tables.ucb(("layer", 0)) == pytest.approx({k: x + 0.1 * sd * bonus for k, x in u.items()})
+    assert p[5] / p[9] == pytest.approx(math.exp(0.4 / (0.1 * sd))) and p[7] == p[9]
+
+# ---- opnas.py: mutation (Alg. 1 l.6, l.7) ----
+def test_every_mutation_is_legal_changed_and_unseen():
+    rng, tables, counts, seen = random.Random(0), opnas.OperationPriority(), Counter(), set()
+    for parent in ([opnas.random_backbone(4, rng) for _ in range(8)] + [("conv 3",) * 4, (BERT,) * 4]) * 10:
+        child = opnas.mutate(parent, tables, rng, seen, counts)
+        assert child != parent and child not in seen and autobert.check_backbone(child, 4) == child  # canonical, too
+        assert 1 <= sum(a != b for a, b in zip(parent, child)) <= 2  # one layer between, one within
+        seen.add(child)
+    convolutions = {(f"conv {kernel}",) for kernel in autobert.KERNELS}  # all seen: a layer grows anew
+    assert autobert.kernel_of(opnas.mutate(("conv 3",), tables, rng, convolutions, counts)[0]) is None
+
+ODDS = {"replace": 0.5, "insert": 0.2, "delete": 0.2, "rewire": 0.1}
+@pytest.mark.parametrize("edit, reached", [
+    ("replace", ["softsign(scale(Q @ T(K))) @ V", "softmax(-(Q @ T(K))) @ V", "softmax(scale(Q @ T(K))) + V", "-V"]),
+    ("insert", ["softmax(softsign(scale(Q @ T(K)))) @ V", "softmax(scale(Q @ T(K))) @ -V",
+                "-(softmax(scale(Q @ T(K))) @ V)", "softmax(scale(-Q @ T(K))) @ V"]),
+    ("delete", ["softmax(scale(Q @ K)) @ V", "softmax(scale(Q)) @ V", "softmax(scale(T(K))) @ V",
+                "softmax(Q @ T(K)) @ V", "scale(Q @ T(K)) @ V", "softmax(scale(Q @ T(K)))"]),
+    ("rewire", ["softmax(scale(P @ T(K))) @ V", "softmax(scale(Q @ T(V))) @ V", "Q @ V", "softmax(T(K)) @ V"])])
+def test_every_edit_reaches_its_neighbours_in_canonical_form(edit, reached):
+    rng, dag, draw = random.Random(0), ops.parse(BERT), random.Random(1).choices
+    rng.choices = lambda names, odds: [edit] if dict(zip(names, odds)) == ODDS else draw(names, odds)
+    found = {opnas.mutate_dag(dag, opnas.OperationPriority(), rng) for _ in range(4000)}
+    assert {ops.parse(formula) for formula in reached} - found == set()
+    assert all(ops.canonical(child) == child and len(child) <= 5 + (edit == "insert") for child in found)
+    one_off = {ops.canonical([*dag[:t], (op, *args[:i], slot, *args[i + 1:]), *dag[t + 1:]])
+               for t, (op, *args) in enumerate(dag) for i in range(len(args)) for slot in range(4 + t)}
+    assert found == one_off if edit == "rewire" else edit != "delete" or len(found) == len(reached)
+
+def test_new_ops_and_kernels_come_from_the_tables_of_their_place():
+    better, rng, dag, drawn = BERT.replace("softmax", "softsign"), random.Random(0), ops.parse(BERT), Counter()
+    M = scored((("conv 31", better), 0.9), (("conv 5", BERT), 0.1), (("conv 3", BERT), 0.1))
+    tables = opnas.OperationPriority(M, alpha=0.0, tau=0.01)  # softsign at position 3, 31 in the first layer
+    for child in (opnas.mutate_dag(dag, tables, rng) for _ in range(1000)):
+        drawn[child[3:4]] += len(child) == 5 and child[:3] == dag[:3] and child[3][1] == 6 and child[3] != dag[3]
+    assert drawn[(("softsign", 6),)] > 0.95 * sum(drawn.values()) > 50  # an inserted op may look like a replaced one
+    found = Counter(opnas.mutate_intra(("conv 3", "conv 3"), tables, rng, Counter()) for _ in range(140))
+    assert found["conv 31", "conv 3"] > 50 and len(found) == 1 + 7  # the second layer has no table yet
+
+def test_inter_layer_mutation_flips_one_layer_half_the_time():
+    rng, backbone, flips = random.Random(0), ("conv 9", BERT), Counter()
+    for _ in range(300):
+        child = opnas.mutate_inter(backbone, opnas.OperationPriority(), rng, Counter())
+        changed = [i for i in range(2) if child[i] != backbone[i]]
+        flips[tuple(changed)] += 1
+        assert all(bool(autobert.kernel_of(child[i])) == (i == 1) for i in changed)
+    assert {*flips} == {(), (0,), (1,)} and flips[()] == pytest.approx(150, abs=35) and min(flips.values()) > 45
+
+# ---- opnas.py: the evolution (Algorithm 1) ----
+SETTINGS = replace(opnas.PRESETS["toy"], warm=4, population=10, parents=2, children=3, rounds=4, finalists=3)
+no_conv_3 = lambda backbone: "collapsed" if "conv 3" in backbone else None  # noqa: E731
+
+def any_score(number, c, log=()):  # the same backbone scores differently in another round
+    return replace(c, score=random.Random(f"{number} {c.backbone}").random())
+
+def history_of(s, judge=any_score, probe=lambda backbone: None, log=(), layers=3, note=lambda *_: None):
+    return opnas.evolve(s, layers, lambda number, batch, log: [judge(number, c, log) for c in batch], probe, log, note)
+
+def test_a_search_warms_the_super_net_judges_again_and_takes_the_population_a_round_at_a_time():
+    toy = opnas.SearchSettings(warm=4, population=12, parents=2, children=2, rounds=2, finalists=3)
+    first, two, last = [("first", 4, 0), ("again", 0, 4)], [("random", 4, 0)] * 2, [("last", 0, 3)]  # new ones, old
+    later = [("mutants", 4, 2)] * 2
+    assert opnas.plan(toy) == opnas.plan(replace(toy, strategy="ea+ws")) == first + two + later + last
+    assert opnas.plan(replace(toy, strategy="random+ws")) == first + two * 2 + last
+    assert opnas.plan(replace(toy, strategy="random")) == [("random", 4, 0)] * 5
+    assert opnas.plan(replace(toy, population=9, finalists=0)) == [*first, two[0], ("random", 1, 0), *later]
+
+def test_evolution_is_algorithm_1():
+    rounds = []
+    history = opnas.evolve(SETTINGS, 3, lambda number, batch, log: rounds.append((number, batch, [*log])) or [
+        any_score(number, c) for c in batch])
+    assert [len({c.number for c in batch} - {c.number for c in log}) for _, batch, log in rounds] == [4, 0, *[6] * 5, 0]
+    assert [len(batch) for _, batch, _ in rounds] == [4, 4, 6, 8, 8, 8, 8, 3] and len(history) == 49
+    for i, (number, batch, log) in enumerate(rounds):
+        assert number == i and log == history[:len(log)] and {c.round for c in batch} == {number}
+        last, backbones = {c.number: c.score for c in log}, {c.number: c.backbone for c in log}
+        best = sorted(last, key=lambda i: -last[i])  # l.4: of all that was ever judged, by the last judgement
+        again = [*last] if number == 1 else best[:2] if 3 <= number <= 6 else best[:3] if number == 7 else []
+        assert [c.number for c in batch[:len(again)]] == again
+        for i, c in enumerate(batch[len(again):]):
+            assert c.number == len(last) + i and c.backbone not in backbones.values()
+            assert c.parent == (best[i % 2] if 3 <= number <= 6 else None)  # l.5
+            assert c.parent is None or sum(a != b for a, b in zip(c.backbone, backbones[c.parent])) in (1, 2)
+    kinds = [["conv" in gene for gene in c.backbone] for c in history[:4]]
+    assert all(a != b for pair in (kinds[:2], kinds[2:]) for a, b in zip(*pair))  # both branches of every layer
+
+def test_the_same_seed_gives_the_same_history_and_a_prefix_of_whole_rounds_its_rest():
+    judge = lambda number, c, log: any_score(number, c) if c.number % 3 else replace(c, reason="diverged")  # noqa: E731
+    for s in (SETTINGS, replace(SETTINGS, seed=1), replace(SETTINGS, strategy="random", rounds=1)):
+        history = history_of(s, judge, no_conv_3)
+        assert history == history_of(s, judge, no_conv_3) != history_of(replace(s, seed=2), judge, no_conv_3)
+        for rounds in range(len({c.round for c in history}) + 1):
+            assert history_of(s, judge, no_conv_3, [c for c in history if c.round < rounds]) == history
+
+def test_the_tables_hold_the_last_judgements_and_rejected_ones_are_no_parents():
+    tables = []  # what the probe turned away counts in none
+
+    def judge(number, c, log):
+        M = {x.number: x for x in log if x.number is not None}
+        assert tables[-1].tables == opnas.OperationPriority(M.values()).tables
+        assert c.parent is None or M[c.parent].score is not None
+        return any_score(number, c) if c.number % 3 == 1 else replace(c, reason="no learning")
+
+    history = history_of(SETTINGS, judge, no_conv_3, note=lambda *about: tables.append(about[-1]))
+    away = {c.backbone for c in history if c.number is None}
+    assert away and all("conv 3" in backbone for backbone in away) and len(opnas.last_of(history)) == 34
+    history_of(replace(SETTINGS, strategy="ea+ws"), note=lambda *about: tables.append(about[-1]))
+    assert tables[-1].p(0) == pytest.approx(dict.fromkeys(ops.OPS, 0.1))  # plain evolution draws uniformly
+    nobody = history_of(SETTINGS, lambda number, c, log: replace(c, reason="no learning"))
+    assert {c.parent for c in nobody} == {None} and len(opnas.last_of(nobody)) == 34
+
+def test_a_probe_that_turns_everything_away_cannot_hang_the_search():
+    s = replace(SETTINGS, warm=1, population=2, parents=1, children=1, rounds=1, finalists=0)
+    history = history_of(s, probe=lambda backbone: "collapsed", layers=1)
+    assert Counter(c.reason for c in history) == {"collapsed": 3 * 99, "": 3 + 2}  # two are judged twice
+
+def test_evolution_makes_no_torch_call_itself(monkeypatch):
+    for name in ("opnas.torch", "opnas.autobert", "opnas.glue", "opnas.supernet", "ops.torch", "ops.F"):
+        monkeypatch.setattr(name, None)
+    assert len(history_of(SETTINGS)) == 49
+
+# ---- Whole runs ----
+def script(patch, line):
+    """A script's command line, in this process."""
+    patch.setattr(sys, "argv", shlex.split(line))
+    runpy.run_path(str(HERE / sys.argv[0]), run_name="__main__")
+
+def process(line):
+    """The same in one of its own, whose output ends when it and all its children have ended."""
+    return subprocess.Popen([sys.executable, *shlex.split(line)], cwd=HERE, text=True, stdout=-1, stderr=-1)  # -1: PIPE
+
+@pytest.fixture(scope="session")
+def common(tmp_path_factory):
+    """A corpus whose held-out documents hold frequent words alone: a few steps beat its unigram entropy."""
+    folder, documents = tmp_path_factory.mktemp("common"), (TOY / "corpus.txt").read_text().split("\n\n")[:60]
+    documents[10] = documents[30] = documents[50] = "the is The a are at\n" * 5 + "the"
+    write_rows(folder / "text.txt", "\n\n".join(documents))
+    data.prepare((str(folder / "text.txt"),), str(folder / "corpus"), 300)
+    return folder / "corpus"
+
+@pytest.fixture(scope="session")
+def search(common):
+    """The command line of a small search, to which --workers and --out are missing."""
+    return (f"opnas.py --corpus {common} --glue {TOY}/glue --tasks STS-B --rows 30 --warm 2 --cold 2 --population 3 "
+            "--parents 1 --rounds 1 --finalists 1 --steps 8 --final-steps 6 --device cpu --workers {} --out {}")
+
+@pytest.fixture(scope="session")
+def finished(search, tmp_path_factory):
+    """A small search by two workers: its folder, and what it printed."""
+    run = tmp_path_factory.mktemp("runs") / "two"
+    out, err = (whole := process(search.format(2, run))).communicate(timeout=300)
+    assert whole.returncode == 0 and err == "", err
+    return run, out.splitlines()
+
+def outcome(run):
+    """All that a search's seed decides: the log without seconds, offset, weights, winner, table."""
+    state, final = (torch.load(run / name, weights_only=True) for name in ("state.pt", "best-0.pt"))
+    return ([replace(opnas.Candidate(*c), seconds=0.0) for c in state["log"]], state["offset"],
+            [x.numpy().tobytes() for x in [*state["slots"].values(), *final["state"].values()]],
+            *((run / name).read_text() for name in ("best.json", "table.txt")))
+
+def test_a_search_goes_from_text_to_a_table_and_says_how_far_it_is(finished, search, monkeypatch, capsys):
+    (run, lines), (history, *_, winner, table) = finished, outcome(finished[0])
+    judged = [c for c in history if c.number is not None]
+    assert [c.round for c in judged] == [0, 0, 1, 1, 2, 3, 3, 3, 4] and sum(c.score is not None for c in judged) > 5
+    assert lines[0] == f"toy preset, seed 0, 2 workers; all settings in {run}/settings.json"
+    for line, c in zip([line for line in lines if line.startswith("cand=")], judged, strict=True):
+        score = c.reason if c.score is None else f"{c.score:.3f}"
+        pattern = rf"cand={c.number}/5 round={c.round} score={score} best=\d\.\d{{3}} left=\d+m\d\ds \| .*"
+        assert re.fullmatch(pattern, line) and len(line) <= 120, line
+    head, *rows = [row.split("\t") for row in (run / "candidates.tsv").read_text().splitlines()]
+    assert "STS-B" in head and [row[-1] for row in rows] == [" | ".join(c.backbone) for c in history]
+    assert [line.split()[0] for line in table.splitlines()[1:4]] == ["best", "bert", "autobert-zero"]
+    assert json.loads(winner)["backbone"] == [*(judged[-1] if judged[-1].score else judged[0]).backbone]
+    assert "\n".join(lines).endswith(table.strip()) and "from bert" in lines[-1] and not [*run.glob("round-*")]
+    script(monkeypatch, search.format(1, run))  # the same command again shows the result
+    assert "cand=" not in (said := capsys.readouterr().out) and said.endswith(table)
+
+def test_one_worker_gives_the_same_and_other_settings_are_refused(finished, search, tmp_path, monkeypatch, capsys):
+    script(monkeypatch, search.format(1, tmp_path / "one"))
+    assert outcome(tmp_path / "one") == outcome(finished[0])
+    with pytest.raises(SystemExit, match="2"):
+        script(monkeypatch, search.format(1, tmp_path / "one") + " --rounds 2 --seed 1")
+    assert re.fullmatch("error: .*other settings .rounds 1, not 2, seed 0, not 1.*\n", capsys.readouterr().err)
+
+def test_a_search_killed_at_once_goes_on_to_the_same_end_and_leaves_no_process(finished, search, tmp_path, monkeypatch):
+    victim, run = process(search.format(2, tmp_path / "killed")), tmp_path / "killed"
+    next(line for line in victim.stdout if " round=3 " in line)  # the first mutant's
+    victim.kill()  # by signal 9
+    victim.communicate(timeout=60)  # its workers have ended, too
+    assert victim.returncode == -9 and not (run / "table.txt").exists()
+    script(monkeypatch, search.format(1, run))
+    assert outcome(run) == outcome(finished[0])
+
+@pytest.mark.parametrize("error, says", [
+    (KeyboardInterrupt, "interrupted; the same command again goes on"), (torch.OutOfMemoryError("CUDA: out of memory"),
+    "out of memory; .*fewer workers"), (BrokenProcessPool, "a worker .*died.*; the same command again goes on")])
+def test_what_stops_a_search_is_one_line(error, says, search, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(opnas, "evolve", mock.Mock(side_effect=error))
+    monkeypatch.setattr(sys, "argv", shlex.split(search.format(1, tmp_path / "run")))
+    with pytest.raises(SystemExit, match="2"):
+        data.run("", usual=opnas.search)
+    assert re.fullmatch(f"error: {says}.*\n", capsys.readouterr().err)
+
+def losses_in(path):
+    return [[float(x) for x in line.split("\t") if x] for line in path.read_text().splitlines()[1:]]  # step, rate, ..
+
+def test_a_killed_pretraining_goes_on_bit_for_bit(text, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(autobert.SIZES, "toy", replace(TINY, vocab=300, dropout=0.2))
+    train = lambda name: autobert.train(  # noqa: E731
+        {"steps": 20, "batch": 4, "n": 32}, str(text), device="cpu", out=f"{tmp_path}/{name}.pt")
+    train("whole")
+    with monkeypatch.context() as patch:  # dies behind step 10, before it is saved
+        save = autobert.save_checkpoint
+        patch.setattr(autobert, "save_checkpoint", lambda *a, step, **b: save(*a, step=step, x=1 // (10 - step), **b))
+        with pytest.raises(ZeroDivisionError):
+            train("half")
+    torch.manual_seed(99)  # what others draw meanwhile makes no difference
+    train("half")
+    steps = re.findall(r"^step=(\d+)/20 mlm=\S+ nsp=\S+ lr=\S+ left=\d+m\d\ds$", capsys.readouterr().out, re.M)
+    assert [*map(int, steps)] == [*range(1, 21), *range(1, 11), *range(6, 21)]
+    whole, half = (autobert.load_checkpoint(tmp_path / f"{x}.pt")[2]["state"] for x in ("whole", "half"))
+    assert all(torch.equal(x, half[name]) for name, x in whole.items())
+    assert (tmp_path / "half.pt.tsv").read_text() == (tmp_path / "whole.pt.tsv").read_text()
+
+def test_two_processes_learn_as_one(common, tmp_path):
+    line = f"autobert.py train --steps 10 --batch 7 --n 32 --corpus {common} --device cpu --out {tmp_path}/two.pt"
+    many = process(f"-m torch.distributed.run --standalone --nproc-per-node 2 -- {line}")  # one of them takes four rows
+    out, err = many.communicate(timeout=300)
+    assert many.returncode == 0 and out.count("step=10/10") == 1, err
+    autobert.train({"steps": 10, "batch": 7, "n": 32}, str(common), device="cpu", out=f"{tmp_path}/one.pt")
+    two, one = (sum(losses_in(tmp_path / f"{x}.pt.tsv"), []) for x in ("two", "one"))
+    assert len(two) == 10 * 4 + 2 * 2 and two == pytest.approx(one, rel=1e-5)
+
+def test_training_can_begin_from_a_super_nets_child(finished, common, tmp_path):
+    state, corpus = torch.load(finished[0] / "state.pt", weights_only=True), data.Corpus(common)
+    net = supernet.SuperNet(autobert.ModelConfig(**state["config"]), slots=state["slots"])
+    lent = net.child(autobert.load_backbone(f"{finished[0]}/best.json"))
+    supernet.child(str(finished[0]), f"{tmp_path}/child.pt")
+    autobert.train({"steps": 2, "batch": 4, "n": 32}, str(common), init=f"{tmp_path}/child.pt", device="cpu",
+                   out=f"{tmp_path}/m.pt")
+    first = data.PretrainingData(corpus, data.split_held_out(corpus)[0], 32, 4, 0).batch(0)
+    assert losses_in(tmp_path / "m.pt.tsv")[0][2:4] == pytest.approx(losses(lent, first).tolist(), rel=1e-5)
+
+# ---- Everyday mistakes: one line on stderr, exit code 2 ----
+@pytest.fixture(scope="session")
+def shelf(text, corpus, tokenizer, tmp_path_factory):
+    """A folder of good and bad files."""
+    folder = tmp_path_factory.mktemp("shelf")
+    for name, genes in (("kernel", [BERT, "conv 4"]), ("illegal", ["Q @ K", BERT]), ("odd", ["Q @", BERT])):
+        autobert.save_backbone(folder / f"{name}.json", [*genes, BERT, "conv 3"])
+    write_rows(folder / "one.txt", "One two three four.", *["Five six seven eight nine ten."] * 9)
+    (folder / "latin.txt").write_bytes("Good.\n\nCafé.\n".encode("latin-1"))
+    write_rows(folder / "RTE/train.tsv", RTE.replace("sentence1", "premise"), "0\ta\tb\tentailment")
+    small_checkpoint(folder / "m.pt", tokenizer)
+    (folder / "toy").symlink_to(TOY)
+    (folder / "corpus").symlink_to(text.with_name("corpus"))
+    return folder
+
+@pytest.mark.parametrize("line, says", [
+    ("opnas.py --corpus none.txt", "none.txt: no such file"), ("opnas.py resume", "unrecognized arguments: resume"),
+    ("opnas.py --corpus corpus --glue none --out a", "none/CoLA/train.tsv: no such file"),
+    ("opnas.py --corpus corpus --out b --device tpu9", "--device tpu9"), ("opnas.py --tasks WNLI", "choice: 'WNLI'"),
+    ("opnas.py --corpus corpus --tasks RTE --warm 1 --population 1 --rounds 0 --finalists 0 --steps 1 --cold 1 --out c "
+     "--rows 9 --workers 1", "all candidates were rejected: .*no learning"),
+    ("autobert.py trian", "'trian': no command; expected one of train, summary, export"),
+    ("autobert.py train --lr fast", "--lr: invalid float value: 'fast'"), ("autobert.py train --stpes 3", "--stpes"),
+    ("autobert.py train --corpus latin.txt", "latin.txt:3: not UTF-8"), ("train --corpus toy", "toy: not a corpus"),
+    ("data.py prepare --text one.txt --vocab 50 --out d", "one.txt: 1 documents; expected 4"),
+    ("data.py prepare --text one.txt --vocab 99999 --out e", "--vocab 99999: Vocabulary size"),
+    ("train --corpus corpus --n 129", "129 tokens a row; the model has 128 positions"),
+    ("train --corpus corpus --batch 2 --accumulate 4", "--batch 2: fewer rows than --accumulate 4"),
+    ("train --corpus corpus --backbone nobody", "backbone 'nobody': none of bert, autobert-zero"),
+    ("train --corpus corpus --backbone kernel.json", "kernel.json, layer 2: 'conv 4': .* one of conv 3"),
+    ("train --corpus corpus --backbone illegal.json", "illegal.json, layer 1: 'Q @ K': step 1: matmul"),
+    ("train --corpus corpus --backbone odd.json", "odd.json, layer 1: 'Q @': formula"),
+    ("train --corpus corpus --init one.txt", "checkpoint one"), ("autobert.py export --checkpoint m", "m: .*No such"),
+    ("glue.py finetune --checkpoint m.pt --glue . --task RTE", "RTE/train.tsv:1: .*columns.* sentence1, "),
+    ("glue.py predict --model m.pt", "m.pt: .*finetune --save"), ("glue.py squad --dev no.json", "no.json: no such"),
+    ("supernet.py child --run none", "none/s.*: No such file"), ("ops.py 'Q @ foo(K)'", "formula .*foo")])
+def test_everyday_mistakes_end_in_one_line_and_exit_code_2(line, says, shelf, capsys, monkeypatch):
+    monkeypatch.chdir(shelf)
+    with pytest.raises(SystemExit, match="2"):
+        script(monkeypatch, re.sub("^train", "autobert.py train", line))
+    assert re.fullmatch(f"error: .*{says}.*\n", capsys.readouterr().err)
+
+# ---- README ----
+README = (HERE / "README.md").read_text(encoding="utf-8")
+COMMAND = re.compile(r"^ *(?:python|torchrun .*--) ((?:studies/)?\w+\.py.*?)(?:  +#.*)?$", re.M)
+
+def test_every_command_in_readme_and_docstrings_parses(monkeypatch):
+    Parsed = type("Parsed", (BaseException,), {})
+
+    def parse(self, argv=None, namespace=None):
+        original(self, argv, namespace)
+        raise Parsed
+
+    original, lines = data.argparse.ArgumentParser.parse_args, COMMAND.findall(README)
+    monkeypatch.setattr(data.argparse.ArgumentParser, "parse_args", parse)
+    monkeypatch.syspath_prepend(HERE / "studies")
+    assert len(lines) >= 8
+    for line in lines + [line for name in CORE for line in COMMAND.findall(sys.modules[name].__doc__)]:
+        if not line.startswith("ops.py"):  # its words are formulas
+            with pytest.raises(Parsed):
+                script(monkeypatch, line)
+
+def test_every_name_in_readme_exists_and_its_two_commands_are_what_ci_runs():
+    names = {*re.findall(rf"`({'|'.join(CORE)})\.(?!py\b|pt\b)(\w+)", README)}
+    assert len(names) >= 15 and not [f"{x}.{name}" for x, name in names if not hasattr(sys.modules[x], name)]
+    setup = "\npython3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && .venv/bin/python "
+    assert f"{setup}opnas.py\n" in README and all(
+        f"{setup}-m pytest -q\n" in text for text in (README, (HERE / ".ci/run").read_text()))
+
+@pytest.mark.parametrize("name", CORE)
+def test_readme_lists_every_choice_and_deviation_and_no_other(name):
+    listed = README.split("<!-- choices -->")[1].split("<!-- /choices -->")[0]
+    listed = re.search(rf"^- \*\*{name}\.py\*\* (.*)$", listed, re.M)[1]
+    found = re.findall(r"(?:CHOICE|DEVIATION): (.*)", (HERE / f"{name}.py").read_text(encoding="utf-8"))
+    assert [words for words in found if " ".join(words.split()[:4]).rstrip('.,;"') not in listed] == []
+    assert len(re.findall("(?:CHOICE|DEVIATION): ", listed)) == len(found) > 0

@@ -43,8 +43,7 @@ EDITS = (  # edit, position, new op, operands, argument; and what mutate_dag's r
 def formulas(n, d):
     """Formulas by themselves; the second row has padding. gradient_X: of sum(weight * output), which leaves it out."""
     x, mask = test_all.gaussian(4, 2, 1, n, d).mul(8).round() / 8, torch.arange(n) < torch.tensor([[n], [n - 2]])
-    x[0, :, :, 1] /= 1024  # a row beside which epsilons count, equal rows, and large numbers
-    x[1, :, :, 0] = x[0, :, :, 0]
+    x[:2, :, :, 1] = x[0, :, :, 1] / 1024  # equal rows, and so small that epsilons count; then large numbers
     x[3, :, :, 0, :2] = torch.tensor([1000.0, -1000.0])
     found = {"mask": mask, **dict(zip("QKVP", x))}
     for text in FORMULAS:
@@ -60,7 +59,7 @@ def formulas(n, d):
 def training(model):
     """Four steps: each one's batch, rate, losses, gradients before clipping, their norms, weights behind it."""
     s, gradients = autobert.PretrainSettings(4, 12, lr=1e-2, warmup=0.5), {}
-    found = {"peak": s.lr, "warmup": s.warmup, "beta1": 0.9, "beta2": s.beta2, "weight_decay": 0.01}
+    found = {"steps": s.steps, "peak": s.lr, "warmup": s.warmup, "beta1": 0.9, "beta2": s.beta2, "weight_decay": 0.01}
     for name, p in model.named_parameters():
         p.register_post_accumulate_grad_hook(lambda p, name=name: gradients.update({name: p.grad.clone()}))
 
@@ -104,8 +103,9 @@ def write(out):
     words = data.Tokenizer.train([test_all.HERE / "toy/held-out.txt"], 400)
     for name, (config, genes) in MODELS.items():
         model = test_all.new_model(config, genes)
-        for i, p in enumerate(model.parameters()):  # embeddings, 1 to 3, stay small: LayerNorm's epsilon counts
-            p.data += (i not in (1, 2, 3)) / config.hidden ** 0.5 * test_all.gaussian(*p.shape, seed=i)
+        for i, p in enumerate(model.parameters()):
+            noise = 0.05 if i in (1, 2, 3) else 0.5  # embeddings are small: LayerNorm's epsilon counts beside them
+            p.data += noise / config.hidden ** 0.5 * test_all.gaussian(*p.shape, seed=i)
         autobert.save_checkpoint(out / "model.pt", model, words)
         autobert.export(str(out / "model.pt"), str(out / name))
     (out / "model.pt").unlink()

@@ -104,7 +104,7 @@ def agreement(way, full, what, resamples=2000):
 
 def comparison(ways, full):
     """A table: of each start and steps means, and how the ranking agrees with that of the Points `full`."""
-    lines = [f"   start  steps  score    MLM  seconds   tau-b with {full[0].steps} steps, n = {len(full)}: scores; MLM losses"]
+    lines = [f"   start  steps  score    MLM  seconds   tau-b with {full[0].steps} steps, n = {len(full)}: score; MLM"]
     for (start, steps), way in sorted(ways.items()):
         mlm, score, seconds = (np.mean(column) for column in zip(*(p[-3:] for p in way)))
         ranks = "".join(agreement(way, full, what) for what in ("score", "mlm") if way != full)
@@ -139,8 +139,7 @@ def sharing(run: str = "runs/search", backbones: int = 12, warm: tuple[float, ..
             for start, x in steps]
     rows, ways = measured(out / "points.tsv", Point._fields, todo, trained, workers, (folder, device)), {}
     for kind, start, steps, backbone, *found in sorted(rows):
-        point = Point(kind, start, int(steps), backbone, *map(float, found))
-        ways.setdefault((start, point.steps), []).append(point)
+        ways.setdefault((start, int(steps)), []).append(Point(kind, start, int(steps), backbone, *map(float, found)))
     full = ways[max(way for way in ways if way[0] == "scratch")]
     text = comparison(ways, full) + savings(ways, s.steps)
     for name, content in {"summary.txt": text, **pictures(ways, s.steps, full)}.items():

@@ -347,3 +347,27 @@ def test_ablations_train_all_alike_and_go_on_with_more_seeds(tmp_path, search):
     _, seeds, _, _, averages, _ = zip(*rows_of(path))
     assert path.read_text().startswith(before) and "".join(seeds) == "3333344444"
     assert [*map(float, averages)] == pytest.approx([*scores, *scores])
+
+# ---- gpu ----
+import gpu  # noqa: E402
+
+def test_gpu_checks_everything_whatever_fails_and_writes_it_down(tmp_path, monkeypatch):
+    peer, compiled = SimpleNamespace(BertConfig=SimpleNamespace, BertForPreTraining=Peer, __spec__=True), []
+    monkeypatch.setitem(sys.modules, "transformers", peer)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda model, disable, backend: disable or compiled.append(backend))
+    monkeypatch.setattr(torch, "compile", lambda forward: compiled.append(forward.__qualname__) or forward)
+    monkeypatch.setattr(glue, "finetune", lambda *_: (None, 0.59))  # beyond its bound
+    monkeypatch.setattr(glue, "fit", lambda *_: 1 / 0)
+    with pytest.raises(data.UserError, match="2 of 29 lines are not ok"):
+        gpu.gpu("cpu", True, str(tmp_path / "gpu.tsv"))
+    rows = rows_of(tmp_path / "gpu.tsv")
+    assert [row for row in rows if row[3] != "ok"] == [["SST-2: accuracy", "0.59", ">= 0.6", "wrong"], [
+        "tuning", "-", "-", "failed: ZeroDivisionError: division by zero"]]
+    figures = {check: float(figure) for check, figure, *_ in rows if figure != "-"}
+    assert figures["30 steps, bf16: a loss differs from fp32's by"] > 0 == figures["bf16 in hardware"]
+    speed, other = (figures[f"toy 2 {name} train: tokens/s"] for name in ("bert", "transformers"))
+    assert figures["toy 2 bert train: times the peer's speed"] == pytest.approx(speed / other, abs=0.01)
+    g = SimpleNamespace(device=torch.device("cpu"), cuda=False, quick=True, folder=tmp_path, peak=1e9)
+    names = {name.split(": ")[0] for name, *_ in gpu.speed("toy", 2, True, g)}
+    assert names == {f"toy 2 {name} train compiled" for name in ("transformers", "bert", "autobert-zero")}
+    assert compiled == ["eager", "Pretraining.forward", "Peer.forward"]
