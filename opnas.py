@@ -47,7 +47,7 @@ class SearchSettings:
     population: int = flag(12, "random backbones, with those (l.1)")
     parents: int = flag(2, "K, mutated in each round (l.4)")
     children: int = flag(2, "mutants of each parent (l.5)")
-    rounds: int = flag(3, "rounds of mutation (l.3)")  # CHOICE: "until convergence" (l.13) is a number
+    rounds: int = flag(2, "rounds of mutation (l.3)")  # CHOICE: "until convergence" (l.13) is a number
     again: int = flag(1, "1: judge parents again in each round")
     finalists: int = flag(3, "the best, judged again at the end")
     alpha: float = flag(None, "weight of the UCB bonus; default: 0.1 sd of the scores")
@@ -433,6 +433,7 @@ def judge_winner(run, winner):
     """Train winner, bert and autobert-zero alike; print and keep the table."""
     backbones = {"best": winner} | {x: autobert.load_backbone(x, len(winner)) for x in ("bert", "autobert-zero")}
     seeds = range(run.s.final_seeds)
+    print(f"-- final training of {', '.join(backbones)}, {run.s.final_steps} steps each", flush=True)
     jobs = [("final", run.folder / f"{name}-{i}.pt", backbones[name], i) for name in backbones for i in seeds]
     list(run.map(once, jobs))
     rows, averages = [("", *run.s.tasks, "average", "MLM", "NSP", "params")], {}
