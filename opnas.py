@@ -441,7 +441,8 @@ def judge_winner(run, winner):
         found = [load(run.folder / f"{name}-{i}.pt") for i in seeds]
         found = np.array([[*(100 * x for _, x in f["tasks"]), f["mlm"], f["nsp"]] for f in found])
         averages[name] = found[:, :-2].mean(1)  # (seeds,)
-        cells = [f"{x.mean():.3f} ±{x.std():4.1f}" for x in np.insert(found, -2, averages[name], 1).T]
+        cells = [f"{x.mean():.3f} ±{x.std(ddof=int(len(x) > 1)):4.1f}"
+                 for x in np.insert(found, -2, averages[name], 1).T]
         rows.append((name, *cells, f"{autobert.count_parameters(PROXY.config, genes)['total']:,}"))
     lines = ["".join(f"{cell:>14}" for cell in row) for row in rows]
     lines += [f"L{i} {gene}" for i, gene in enumerate(winner, 1)] + [verdict(averages["best"] - averages["bert"])]

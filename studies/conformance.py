@@ -43,7 +43,7 @@ EDITS = (  # edit, position, new op, operands, argument; and what mutate_dag's r
 def formulas(n, d):
     """Formulas by themselves; the second row has padding. gradient_X: of sum(weight * output), which leaves it out."""
     x, mask = test_all.gaussian(4, 2, 1, n, d).mul(8).round() / 8, torch.arange(n) < torch.tensor([[n], [n - 2]])
-    x[:2, :, :, 1] = x[0, :, :, 1] / 1024  # equal rows, and so small that epsilons count; then large numbers
+    x[:2, :, :, 1] = x[0, :, :, 1] / 256  # equal rows, and so small that epsilons count; then large numbers
     x[3, :, :, 0, :2] = torch.tensor([1000.0, -1000.0])
     found = {"mask": mask, **dict(zip("QKVP", x))}
     for text in FORMULAS:
