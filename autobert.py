@@ -7,7 +7,7 @@ a formula of ops.py for an attention, or "conv K" for a convolution of K taps. E
 
     python autobert.py summary     # parameters and FLOPs
     python autobert.py train       # MLM + NSP; the same command again goes on
-    python autobert.py export      # what a port needs
+    python autobert.py export      # for a port
 Read after ops.py and data.py; then supernet.py. The model ends where "Training" begins.
 """
 import functools
@@ -17,7 +17,6 @@ import os
 import pickle
 import time
 from dataclasses import asdict, dataclass, replace
-
 import numpy as np
 import torch
 import torch.nn as nn
@@ -114,14 +113,14 @@ def at_depth(backbone, layers):
     return tuple(gene for i in range(layers // 2) for gene in pairs[round(i * (len(pairs) - 1) / steps)])
 
 def load_backbone(name_or_path, layers=None):
-    """One of BACKBONES at the depth `layers`, or one that save_backbone wrote, which must have it."""
+    """One of BACKBONES at the depth `layers`, or a saved one of that depth or half of it."""
     if name_or_path in BACKBONES:
         return at_depth(BACKBONES[name_or_path], layers) if layers else BACKBONES[name_or_path]
     try:
         genes = json.load(open(name_or_path, encoding="utf-8"))["backbone"]
     except (OSError, ValueError, LookupError, TypeError):
         raise UserError(f"backbone {name_or_path!r}: none of {', '.join(BACKBONES)}, no best.json") from None
-    return check_backbone(genes, layers, name_or_path)
+    return check_backbone(to_large(genes) if 2 * len(genes) == layers else genes, layers, name_or_path)
 
 def save_backbone(path, backbone):
     """Write {"backbone": genes}."""
@@ -347,7 +346,7 @@ def to_device(batch, device):
 
 def pretrain(model, batches, s, device, report=None, offset=0, optimizer=None, first=0, rank=0, world=1):
     """Train in place on batches.batch(offset + step) for step = first .. s.steps - 1; s: PretrainSettings.
-    A hundred times it calls report(steps done, rate, mlm, nsp), or raises Diverged. optimizer: as it was before step
+    It calls report(steps done, rate, mlm, nsp) now and then, or raises Diverged. optimizer: as it was before step
     `first`. rank, world: torchrun's."""
     if s.batch < s.accumulate * world:
         raise UserError(f"--batch {s.batch}: fewer rows than --accumulate {s.accumulate} x {world} processes")
@@ -356,8 +355,9 @@ def pretrain(model, batches, s, device, report=None, offset=0, optimizer=None, f
     optimizer = optimizer or make_optimizer(model, s.lr, betas=(0.9, s.beta2))
     for step in range(first, s.steps):
         # 1. rate, batch and random numbers are functions of the step
+        lr = lr_at(step, s.steps, s.lr, s.warmup)
         for group in optimizer.param_groups:
-            group["lr"] = lr_at(step, s.steps, s.lr, s.warmup)
+            group["lr"] = lr
         batch, k, total = batches.batch(offset + step), s.accumulate, torch.zeros(2, device=device)
         torch.manual_seed((s.seed * 1_000_003 + offset + step) * 1024 + rank)
         # 2. forward and backward, piece by piece
@@ -378,7 +378,7 @@ def pretrain(model, batches, s, device, report=None, offset=0, optimizer=None, f
             if not math.isfinite(total.sum()):  # weights that were once nan stay so
                 raise Diverged(f"the loss is {total.sum():.3g} at step {done}; try a smaller --lr")
             if report:
-                report(done, group["lr"], *total.tolist())
+                report(done, lr, *total.tolist())
     return model
 
 @torch.no_grad()
@@ -436,7 +436,7 @@ def train(s: PretrainSettings, corpus: str = "toy/corpus.txt", backbone: str = "
     corpus: a folder of `data.py prepare`, or a text file
     backbone: bert, autobert-zero, att-only, conv-only, or a search's best.json
     init: a checkpoint to begin with (see supernet.py)
-    size: with its settings
+    size: of the model, with its defaults
     device: auto, cpu, cuda, cuda:1, ..; mps is untested
     compile: by torch.compile
     out: the checkpoint"""
@@ -483,11 +483,13 @@ def reference(model):
     return batch | {name: x.numpy() for name, x in found.items()}
 
 def export(checkpoint: str = "model.pt", out: str = "export"):
-    """Write what a port needs: backbone.json, config.json, weights.npz, reference.npz (inputs and results).
+    """Write what a port needs: README.txt, backbone.json, config.json, weights.npz, reference.npz.
 
     checkpoint: of train or a search
     out: a folder"""
     model, _, content = load_checkpoint(checkpoint)
+    guide = open(__file__.replace("autobert.py", "README.md"), encoding="utf-8").read()
+    data.write_beside(f"{out}/README.txt", guide.split("\n## Porting\n\n")[1].split("\n## ")[0])
     save_backbone(f"{out}/backbone.json", content["backbone"])
     data.write_beside(f"{out}/config.json", json.dumps(content["config"], indent=1) + "\n")
     data.write_beside(f"{out}/weights.npz", lambda file: np.savez(file, **model.state_dict()))

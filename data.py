@@ -1,11 +1,11 @@
-"""Text in, arrays out: tokenizer, a corpus on disk, BERT's sentence pairs and masks; the command line of all scripts.
+"""Text in, arrays out: tokenizer, corpus, BERT's sentence pairs and masks; the command line of all scripts.
 
 The paper (Sec. 4.1) pre-trains as BERT does: masked language modelling (MLM) and next-sentence prediction (NSP).
 A corpus is text with one sentence per line and a blank line between documents.
 
     text files -> prepare -> Corpus -> make_pairs (NSP) -> pack, collate -> mask_tokens (MLM) -> a batch
 
-    D documents, S sentences, T tokens of a corpus; B rows of a batch, n tokens of a row, P places for masked tokens
+    D documents, S sentences, T tokens of a corpus; B rows of a batch, n tokens a row, P places for masked tokens
     python data.py show      # two training pairs, from raw text to arrays
     python data.py prepare --text wiki.txt.xz books.txt --out corpus --vocab 30000
 
@@ -229,7 +229,7 @@ def prepare(text: tuple[str, ...] = ("toy/corpus.txt",), out: str = "corpus", vo
     print(f"{out}: {len(documents) - 1:,} documents, {len(sentences) - 1:,} sentences, {sentences[-1]:,} tokens")
 
 class Corpus:
-    """What `prepare` wrote, mapped into memory, so it may be larger. len() is the number of documents.
+    """What `prepare` wrote, its tokens mapped into memory. len() is the number of documents.
     tokens (T,) int32. sentences (S + 1,): sentence i is tokens[sentences[i]:sentences[i + 1]].
     documents (D + 1,): document i has the sentences documents[i] to documents[i + 1] - 1."""
     def __init__(self, folder):

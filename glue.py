@@ -1,7 +1,6 @@
 """Fine-tuning and its scores: GLUE and SQuAD (paper: "Datasets and metrics", App. C and D.2, Tables 2 to 5).
 
-A copy of a pre-trained encoder gets one linear map on top and learns from labelled rows for a few epochs. A metric
-then compares its predictions with the labels of the dev file.
+A copy of a pre-trained encoder gets one linear map on top and learns from labelled rows for a few epochs.
 
     GLUE     read_task -> encode -> fit -> predictions -> score
     SQuAD    read_squad -> squad_windows -> fit -> outputs_of -> decode -> squad_scores
@@ -10,7 +9,7 @@ then compares its predictions with the labels of the dev file.
     gold: the right label or answer; window: a question with a stretch of its passage
     null: "no answer", read at [CLS]; tau: how far null must lead
 
-    python glue.py finetune --task CoLA RTE --save tuned    # model.pt, which autobert.py train wrote
+    python glue.py finetune --task CoLA RTE --save tuned    # from model.pt
     python glue.py predict --model tuned                    # files for the GLUE leaderboard
     python glue.py squad
 
@@ -70,15 +69,11 @@ def kendall_tau(x, y):
     s, variance = (a * b).sum() / 2, (triples + a2 * b2 / 2) / (n * (n - 1))  # s: concordant minus discordant pairs
     return float(np.clip(2 * s / math.sqrt(a2 * b2), -1, 1)), math.erfc(abs(s) / math.sqrt(2 * variance))
 
-def unit_score(score):
-    """A score as the search's fitness, 0..1."""
-    return max(0.0, float(score))
-
 # ---- The eight tasks (App. C.1) ----
 class Task(NamedTuple):
-    """How the files of a task are read, and how it is scored."""
-    text: tuple           # columns of its one or two texts, by name
-    label: str            # column of the label
+    """How a task is read and scored."""
+    text: tuple           # header names of its texts
+    label: str            # header name of the label
     labels: tuple | None  # in the order of their ids; None: numbers 0..5
     metric: callable      # (gold, predicted) -> score
     dev: tuple = ("dev",)  # files, without .tsv
@@ -107,7 +102,7 @@ def read_task(folder, task, split):
     path, test = Path(folder) / task / f"{split}.tsv", split in t.test  # test rows have no label
     # subtle: csv would swallow rows behind a `"`, splitlines cut at U+2028. CoLA's train and dev have no header
     lines = ((number, line.rstrip("\r\n").split("\t")) for number, line in data.read_lines(path))
-    number, row = (1, ["", "label", "", "sentence"]) if task == "CoLA" and not test else next(lines)
+    number, row = (1, ["", "label", "", "sentence"]) if task == "CoLA" and not test else next(lines, (1, [""]))
     header, names, examples, skipped = row, t.text if test else (*t.text, t.label), [], 0
     to_label = t.labels.index if t.labels else float
     try:

@@ -1,8 +1,8 @@
 """Operation-Priority NAS (paper Sec. 3.2, Algorithm 1, Eq. 3): the search, from text to a judged backbone.
 
 Random backbones are scored; then, round by round, the best are mutated. A mutant starts from the super-net's weights,
-pre-trains briefly, and its mean score on a few tasks is its fitness. Upper confidence bounds (UCB) draw what a mutation
-puts in, by how well each op has done at a position of a path, and each kernel in a layer.
+pre-trains briefly, and its mean score on a few tasks is its fitness. A mutation puts in what has done well, by upper
+confidence bounds (UCB): ops at a position of a path, kernels in a layer.
 
     M      all candidates ever scored              K    parents of a round
     u_i    UCB score of op or kernel i (Eq. 3)     p    softmax(u / tau), what is drawn
@@ -232,7 +232,8 @@ def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda 
     """Algorithm 1 -> a log: every Candidate, those turned away too. fitness(round, batch, log) -> the batch, judged.
     probe(backbone) -> None, or why it is turned away. log: of earlier rounds; it and the seed decide the next one."""
     log = list(log)
-    for number, (kind, size, repeated) in list(enumerate(plan(s)))[len({c.round for c in log}):]:  # l.3
+    done = len({c.round for c in log})
+    for number, (kind, size, repeated) in enumerate(plan(s)[done:], done):  # l.3
         rng, counts, M = random.Random(f"{s.seed} {number}"), Counter(), last_of(log)
         tables = OperationPriority(M, s.alpha, math.inf if s.strategy == "ea+ws" else s.tau)  # l.12
         parents = best_of(M, s.parents) if kind == "mutants" else []  # l.4
@@ -249,15 +250,15 @@ def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda 
                     tries -= 1
                     reason = probe(backbone) if tries > 0 else None  # it must not hang the search
                     counts[reason or "proposed"] += 1
-                    new = None if reason else len(M) + i, number, parent and parent.number, backbone, None, reason or ""
-                    (log if reason else batch).append(Candidate(*new))
+                    new = Candidate(len(M) + i, number, parent and parent.number, backbone)
+                    (log if reason else batch).append(replace(new, number=None, reason=reason) if reason else new)
         note(number, kind, counts, tables)
         log += fitness(number, batch, log)  # l.8, l.9, l.11
     return log
 
 # ---- The proxy task (App. D.1) ----
 class Proxy:
-    """A run's settings, text and tasks judge its backbones. Each process has one."""
+    """Judges backbones on a run's text and tasks. Each process has one."""
     def __init__(self, folder, device):
         torch.set_num_threads(1)  # or the number of workers would change the result
         about = json.loads((folder / "settings.json").read_text())
@@ -311,7 +312,7 @@ class Proxy:
             parts = order[tenth:][:self.s.rows or None], order[:tenth]
             train, rest = (([rows[i] for i in part], labels[part]) for part in parts)
             _, score = glue.finetune(model.encoder, task, train, dev if final else rest, self.s.tune, seed, self.device)
-            found.append((task, glue.unit_score(score)))
+            found.append((task, max(0.0, float(score))))
         return tuple(found)
 
     def judge(self, path, backbone, steps, offset):
@@ -321,6 +322,7 @@ class Proxy:
         child = supernet.SuperNet(self.config, slots=slots).child(backbone) if slots else self.model(backbone, seed)
         try:
             mlm, nsp = self.pretrain(child, steps, seed, offset)
+            # CHOICE: from scratch nobody learns so soon
             reason = "" if mlm < self.unigram - 0.05 or not slots else "no learning"
             tasks = () if reason else self.scores(child, seed)
         except autobert.Diverged:
@@ -415,22 +417,22 @@ def write_table(path, log):
     data.write_beside(path, "".join("\t".join(row) + "\n" for row in rows))
 
 def note(number, kind, counts, tables):
-    """Print how sharp the tables are, and what became of the proposals."""
+    """Print how sharp the tables are, and what was proposed."""
     sharp = "perplexity of ops %.2f (N %d), of kernels %.2f (N %d)" % (*tables.perplexity(), *tables.perplexity(tuple))
     print(f"-- round {number}, {kind}: {sharp}; {dict(counts)}", flush=True)
 
 # ---- The final judgement ----
 def verdict(gaps):
-    """In words; gaps: (seeds,), the winner's average minus bert's, in points."""
+    """In words; gaps: (seeds,), the winner minus bert, in points."""
     n, mean = len(gaps), gaps.mean()
     if n == 1:
-        return f"The winner ended {mean:+.1f} from bert. One training of each is no evidence: see --final-seeds."
+        return f"The winner ended {mean:+.1f} from bert. One training of each is no evidence; try --final-seeds 5."
     error = (12.7, 4.3, 3.18, 2.78, 2.57)[min(n, 6) - 2] * gaps.std(ddof=1) / math.sqrt(n)  # Student's t
     where = "above" if mean > error else "below" if mean < -error else "level with"
     return f"The winner is {where} bert: {mean:+.1f} ± {error:.1f} (95 %, {n} trainings of each)."
 
 def judge_winner(run, winner):
-    """Train winner, bert and autobert-zero alike; print and keep the table."""
+    """Train winner, bert and autobert-zero alike; print the table."""
     backbones = {"best": winner} | {x: autobert.load_backbone(x, len(winner)) for x in ("bert", "autobert-zero")}
     seeds = range(run.s.final_seeds)
     print(f"-- final training of {', '.join(backbones)}, {run.s.final_steps} steps each", flush=True)
@@ -441,8 +443,8 @@ def judge_winner(run, winner):
         found = [load(run.folder / f"{name}-{i}.pt") for i in seeds]
         found = np.array([[*(100 * x for _, x in f["tasks"]), f["mlm"], f["nsp"]] for f in found])
         averages[name] = found[:, :-2].mean(1)  # (seeds,)
-        cells = [f"{x.mean():.3f} ±{x.std(ddof=int(len(x) > 1)):4.1f}"
-                 for x in np.insert(found, -2, averages[name], 1).T]
+        columns = np.insert(found, -2, averages[name], 1).T
+        cells = [f"{x.mean():.4g}" + f" ± {x.std(ddof=1):.2g}" * (len(x) > 1) for x in columns]
         rows.append((name, *cells, f"{autobert.count_parameters(PROXY.config, genes)['total']:,}"))
     lines = ["".join(f"{cell:>14}" for cell in row) for row in rows]
     lines += [f"L{i} {gene}" for i, gene in enumerate(winner, 1)] + [verdict(averages["best"] - averages["bert"])]
@@ -450,8 +452,8 @@ def judge_winner(run, winner):
     print(*lines, sep="\n")
 
 def search(s: SearchSettings, preset: tuple(PRESETS) = "toy", corpus: str = "toy/corpus.txt", glue: str = "toy/glue",
-           out: str = "runs/search", workers: int = os.cpu_count(), device: str = "auto"):
-    """Search a backbone, then train the winner and judge it beside bert. The same command again goes on.
+           out: str = "runs/search", workers: int = torch.cuda.device_count() or os.cpu_count(), device: str = "auto"):
+    """Search a backbone, then judge the winner beside bert. The same command again goes on.
 
     preset: settings that other flags may change
     corpus: a text file, or a folder that `data.py prepare` wrote
@@ -463,7 +465,8 @@ def search(s: SearchSettings, preset: tuple(PRESETS) = "toy", corpus: str = "toy
     path, kept = folder / "settings.json", corpus if os.path.isdir(corpus) else folder / "corpus"
     text = json.dumps({"corpus": os.path.abspath(kept), "glue": os.path.abspath(glue), **asdict(s)}, indent=1)
     if (folder / "state.pt").exists():
-        data.check_same(json.loads(path.read_text()), json.loads(text), out)
+        given = {key: x for key, x in json.loads(text).items() if key != "final_seeds"}  # more may follow
+        data.check_same(json.loads(path.read_text()), given, out)
     data.open_corpus(corpus, kept, autobert.SIZES[s.size].vocab, s.seed)
     data.write_beside(path, text)
     print(f"{preset} preset, seed {s.seed}, {workers} workers; all settings in {path}", flush=True)

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 INPUTS = "QKVP"
 MAX_LENGTH = 16  # CHOICE: the paper leaves the path length open; longer graphs are refused
-LENGTHS = range(4, 15)  # CHOICE: a random graph's budget of nodes; BERT has 5, the published ones 7 to 10
+LENGTHS = range(4, 15)  # CHOICE: a random graph's budget of nodes; BERT has 5, the published ones 7 to 11
 
 # ---- The ten primitives (Table 1) ----
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def why_illegal(dag, require_mixing=True):
     if types[-1] != "nd":
         return f"the output is {types[-1]}; expected nd"
     if len(used(canonical(dag))) < 2:
-        return f"reads only {used(dag)}; expected 2 to 4 distinct inputs"
+        return f"reads only {used(canonical(dag))}; expected 2 to 4 distinct inputs"
     return "no op mixes tokens" if require_mixing and not any(mixing(canonical(dag))) else None
 
 # ---- What it computes, what it costs ----
@@ -224,7 +224,7 @@ def attention_in(dag):
         inside.append(slot)
         slot, *rest = dag[slot - 4][1:]
         others += rest
-    return (slot, *reversed(others), set(inside)) if slot_types(dag)[inside[1]] == "nn" else None
+    return (slot, *reversed(others), set(inside)) if slot_types(dag)[others[1]] == "dn" else None
 
 def evaluate(dag, inputs, mask=None, dropout=0.0, fused=False):
     """The output of a legal graph: (B, H, n, d_h).

@@ -4,7 +4,7 @@ A super-net keeps, for every layer, one set of weights for each thing the layer 
 four inputs and a convolution branch with the 65-tap kernel. A candidate takes copies, trains, and gives them back.
 
     slot    a named tensor of the super-net; a candidate's parameter of that name is a copy of it, or of its centre
-    round   candidates that start from the same super-net and then write back, worst first, so the best one wins
+    round   candidates that start from the same super-net and write back, worst first, so the best wins
     chain   65 -> 31 -> 15 -> 9 -> 7 -> 5 -> 3: a smaller kernel is T times the centre of the next larger one
 
     python supernet.py                           # who shares what with whom

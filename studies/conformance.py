@@ -84,9 +84,9 @@ def kernels():
 
 def tables(alpha, tau):
     """The scores met, u and p of every choice at every place."""
-    found = opnas.OperationPriority([opnas.Candidate(i, 0, None, *row) for i, row in enumerate(LOG)], alpha, tau)
-    return {"alpha": alpha, "tau": tau, "places": [{
-        "place": place, "scores": met, "u": found.ucb(place), "p": found.p(place)} for place, met in found.tables.items()]}
+    ucb = opnas.OperationPriority([opnas.Candidate(i, 0, None, *row) for i, row in enumerate(LOG)], alpha, tau)
+    return {"alpha": alpha, "tau": tau, "places": [
+        {"place": at, "scores": scores, "u": ucb.ucb(at), "p": ucb.p(at)} for at, scores in ucb.tables.items()]}
 
 def edits():
     """A graph before and after each edit."""
@@ -100,24 +100,23 @@ def edits():
 
 def write(out):
     """All files."""
-    words = data.Tokenizer.train([test_all.HERE / "toy/held-out.txt"], 400)
     for name, (config, genes) in MODELS.items():
         model = test_all.new_model(config, genes)
         for i, p in enumerate(model.parameters()):
             noise = 0.05 if i in (1, 2, 3) else 0.5  # embeddings are small: LayerNorm's epsilon counts beside them
             p.data += noise / config.hidden ** 0.5 * test_all.gaussian(*p.shape, seed=i)
-        autobert.save_checkpoint(out / "model.pt", model, words)
-        autobert.export(str(out / "model.pt"), str(out / name))
-    (out / "model.pt").unlink()
+        autobert.save_checkpoint(out / "m.pt", model, data.Tokenizer.train([test_all.HERE / "toy/held-out.txt"], 400))
+        autobert.export(str(out / "m.pt"), str(out / name))
+    (out / "m.pt").unlink()
     for name, arrays in (("formulas_n6_d4", formulas(6, 4)), ("formulas_n5_d5", formulas(5, 5)),
-                         ("training/steps", training(model)), ("kernels", kernels())):
+                         ("kernels", kernels()), ("training/steps", training(model))):  # the last model
         np.savez(out / f"{name}.npz", **arrays)
     search = {"log": LOG, "tables": [tables(0.1, 0.05), tables(None, None)], "edits": [*edits()]}
     data.write_beside(out / "search.json", json.dumps(search, indent=1))
 
 # ---- The twin, and mistakes in it ----
 def formula_value(text, inputs, d, mask):
-    """python_formula op by op, with padding hidden where one sums or normalises over tokens (n, not channels d)."""
+    """python_formula op by op, with padding hidden where one sums or normalises over tokens (n), not channels (d)."""
     def apply(op, *values):
         row, arrays = ops.OPS[op], []
         for (x, kinds), axis in zip(values, row.reduces):
@@ -128,7 +127,7 @@ def formula_value(text, inputs, d, mask):
     return ops.fold(ops.parse(text), [(inputs.get(letter), "nd") for letter in "QKVP"], apply)[-1][0]
 
 def pairs(out, forgotten="?"):
-    """Yield (file, the twin's array, the file's) at real tokens. forgotten: biases (so 0) or gains (so 1)."""
+    """Yield (file, the twin's array, the file's) at real tokens. forgotten: biases that are 0, or gains that are 1."""
     for path, text, b in itertools.product(sorted(out.glob("formulas*")), FORMULAS, range(2)):
         f = np.load(path)
         real, x = f[f"weight of {text}"][b, 0] != 0, {letter: f[letter][b, 0] for letter in "QKVP"}
@@ -178,10 +177,11 @@ def worst(out, *mistakes):
 
 def main(out: str = "conformance", mutate: bool = False):
     """Write the vectors to a folder; compute formulas and models again, with --mutate also with each mistake."""
-    write(Path(out))
-    print("{:.1e} is the twin's largest difference, in {}".format(*worst(Path(out))))
-    mistakes = MISTAKES.replace("\n", " ;; ").split(" ;; ") + [f'="?" => ="{name}"' for name in FORGOTTEN.split()]
-    found = {mistake: worst(Path(out), mistake) for mistake in mistakes * mutate}
+    write(out := Path(out))
+    print("{:.1e} is the twin's largest difference, in {}".format(*worst(out)))
+    mistakes = [f'forgotten="?" => forgotten="{name}"' for name in FORGOTTEN.split()]
+    mistakes += MISTAKES.replace("\n", " ;; ").split(" ;; ")
+    found = {mistake: worst(out, mistake) for mistake in mistakes * mutate}
     print("".join(f"{gap:.1e} in {file:18} {mistake}\n" for mistake, (gap, file) in found.items()), end="")
     if unseen := [mistake for mistake, (gap, _) in found.items() if gap < 1e-4]:
         raise data.UserError(f"not seen: {unseen}")

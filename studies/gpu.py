@@ -1,7 +1,7 @@
 """Is all of it right on this GPU, how fast is it, and how much memory does it take (App. D, Table 7)?
 
-A line a check, `ok` or what is wrong, and a table that is rewritten after each. Three minutes on one GPU, and some more
-for the models that torch compiles, which come last. At tiny sizes on a CPU, half a minute:
+A line a check, `ok` or what is wrong, and a table that is rewritten after each. By estimate three minutes on a GPU, and
+a few more for the models that torch compiles, which come last. At tiny sizes on a CPU, half a minute:
 
     python studies/gpu.py --out results/gpu.tsv
     python studies/gpu.py --device cpu --quick
@@ -133,8 +133,8 @@ def speed(size, rows, compile, g):
         if r["what"] == "train":
             yield row(f"{what}: share of the peak", float(r["TFLOP/s"]) * 1e12 / g.peak)
             used = (float(r["MB"]) - 12 * float(r["params"][:-1])) * 1e6 / 2**30
-            # 38 bytes a channel, token and layer: 6.7 GiB; the logits of masked places: .9
-            yield row(f"{what}: GiB beside weights", used, 9 if g.cuda and what == "base 160 bert train" else None)
+            # 38 bytes a channel, token and layer are 6.7 GiB, the logits .9; plain attention would add 2
+            yield row(f"{what}: GiB beside weights", used, 9.5 if g.cuda and what == "base 160 bert train" else None)
 
 # ---- All of them ----
 def rows_of(check, g):

@@ -371,3 +371,33 @@ def test_gpu_checks_everything_whatever_fails_and_writes_it_down(tmp_path, monke
     names = {name.split(": ")[0] for name, *_ in gpu.speed("toy", 2, True, g)}
     assert names == {f"toy 2 {name} train compiled" for name in ("transformers", "bert", "autobert-zero")}
     assert compiled == ["eager", "Pretraining.forward", "Peer.forward"]
+
+# ---- conformance ----
+import conformance  # noqa: E402
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory):
+    conformance.write(folder := tmp_path_factory.mktemp("conformance"))
+    return folder
+
+def test_a_ports_vectors_are_what_the_numpy_twin_computes_and_show_a_mistake(vectors):
+    assert conformance.worst(vectors)[0] < 1e-5 and sum(path.stat().st_size for path in vectors.rglob("*.*")) < 3e6
+    for mistake in ("1e-12 => 1e-6", 'forgotten="?" => forgotten="glu.bias"', 'if axis and => if op == "softmax" and'):
+        assert conformance.worst(vectors, mistake)[0] > 1e-4
+
+def test_the_training_steps_kernels_and_edits_of_the_vectors_by_hand(vectors):
+    s, w, at = (np.load(vectors / name) for name in ("training/steps.npz", "training/weights.npz", "kernels.npz"))
+    w, m, v, f = dict(w), dict.fromkeys(w, 0.0), dict.fromkeys(w, 0.0), lambda t, name: s[f"{t}.{name}"].astype(float)
+    for t, rate in enumerate([5e-3, 1e-2, 2e-2 / 3, 1e-2 / 3]):
+        norm = math.sqrt(sum((f(t, f"gradient.{name}") ** 2).sum() for name in w))
+        for name in w:
+            g, decay = f(t, f"gradient.{name}") / max(1, norm), 0.01 * (not re.search("bias|norm|kernel", name))
+            m[name], v[name] = 0.9 * m[name] + 0.1 * g, s["beta2"] * v[name] + (1 - s["beta2"]) * g * g
+            mean, root = m[name] / (1 - 0.9 ** (t + 1)), np.sqrt(v[name] / (1 - s["beta2"] ** (t + 1)))
+            w[name] = w[name] * (1 - rate * decay) - rate * mean / (root + 1e-6)
+            np.testing.assert_allclose(w[name], f(t, f"weight_after.{name}"), rtol=0, atol=1e-6)
+    for k, large in ((31, 65), (15, 31), (9, 15), (7, 9), (5, 7), (3, 5)):
+        centre = at[f"kernel_{large}"][:, (large - k) // 2:(large + k) // 2]
+        np.testing.assert_allclose(at[f"kernel_{k}"], np.einsum("ij,hj->hi", at[f"T_{k}"], centre), atol=1e-5)
+    edited = [e["after"] for e in json.loads((vectors / "search.json").read_text())["edits"]]
+    assert edited[1:3] == ["a = scale(K) + V; softmax(scale(a @ T(a))) @ V", "softmax(scale(Q @ T(scale(K)))) @ V"]
