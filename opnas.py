@@ -444,7 +444,7 @@ def judge_winner(run, winner):
         found = np.array([[*(100 * x for _, x in f["tasks"]), f["mlm"], f["nsp"]] for f in found])
         averages[name] = found[:, :-2].mean(1)  # (seeds,)
         columns = np.insert(found, -2, averages[name], 1).T
-        cells = [f"{x.mean():.4g}" + f" ± {x.std(ddof=1):.2g}" * (len(x) > 1) for x in columns]
+        cells = [f"{x.mean():.4g} ± {x.std(ddof=1):.2g}" if len(x) > 1 else f"{x[0]:.4g}" for x in columns]
         rows.append((name, *cells, f"{autobert.count_parameters(PROXY.config, genes)['total']:,}"))
     lines = ["".join(f"{cell:>14}" for cell in row) for row in rows]
     lines += [f"L{i} {gene}" for i, gene in enumerate(winner, 1)] + [verdict(averages["best"] - averages["bert"])]

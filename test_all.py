@@ -23,7 +23,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
-
 import numpy as np
 import pytest
 import sentencepiece
@@ -189,8 +188,9 @@ def test_a_row_without_a_real_token_stays_finite_gradients_too():  # it counts a
 def test_fused_attention_is_the_plain_one_gradients_too(monkeypatch):
     calls, real, rng = [], F.scaled_dot_product_attention, random.Random(11)
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or real(*a, **k))
-    dags = [*ops.ATTENTIONS.values(), "a = softmax(scale(Q @ T(K))); a @ (a @ V)",  # the last is not over tokens
-            "a = T(K) @ V; softmax(scale(Q @ a)) @ a", *(ops.formula(ops.random_dag(rng)) for _ in range(20))]
+    dags = [*ops.ATTENTIONS.values(), "a = softmax(scale(Q @ T(K))); a @ (a @ V)",  # one over channels, one of tokens:
+            "a = T(K) @ V; softmax(scale(Q @ a)) @ a", "softmax(scale((Q @ T(K)) @ (V @ T(P)))) @ V",
+            *(ops.formula(ops.random_dag(rng)) for _ in range(20))]
     for dag, mask in itertools.product(map(ops.parse, dags), (None, torch.arange(6) < torch.tensor([[6], [2], [0]]))):
         results = []
         for fused in (False, True):
