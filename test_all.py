@@ -1029,7 +1029,7 @@ def finished(search, tmp_path_factory):
     """A small search by two workers: its folder, and what it printed."""
     run = tmp_path_factory.mktemp("runs") / "two"
     out, err = (whole := process(search.format(2, run))).communicate(timeout=300)
-    assert whole.returncode == 0 and err == "", err
+    assert whole.returncode == 0 and "Traceback" not in err, err
     return run, out.splitlines()
 
 def outcome(run):
@@ -1162,7 +1162,7 @@ def test_everyday_mistakes_end_in_one_line_and_exit_code_2(line, says, shelf, ca
     monkeypatch.chdir(shelf)
     with pytest.raises(SystemExit, match="2"):
         script(monkeypatch, re.sub("^train", "autobert.py train", line))
-    assert re.fullmatch(f"error: .*{says}.*\n", capsys.readouterr().err)
+    assert re.fullmatch(f"error: .*{says}.*\n", capsys.readouterr().err) and not (shelf / "a/state.pt").exists()
 
 # ---- README ----
 README = (HERE / "README.md").read_text(encoding="utf-8")

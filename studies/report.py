@@ -45,7 +45,7 @@ def rows(pairs):
 
 def facts(s, log, M, best):
     """(what, text) rows: the headlines of a run."""
-    expected = sum(size for _, size in opnas.plan(s))
+    expected = sum(size for _, size, _ in opnas.plan(s))
     seconds = [c.seconds for c in log if c.number is not None]
     scored = sum(c.score is not None for c in M.values())
     yield "candidates", f"{len(M)} of {expected} judged, {scored} with a score"

@@ -41,7 +41,7 @@ def test_a_study_says_its_command_and_its_time_and_imports_no_study_but_draw(nam
     assert re.search("second|minute|hour", ast.get_docstring(tree))
     imports = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imports |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert not imports & set(STUDIES) - {"draw"}
+    assert not imports & set(STUDIES) - {"draw"} - ({"bench"} if name == "gpu" else set())  # it measures as bench does
 
 # ---- toy ----
 def test_the_folder_toy_holds_what_the_study_writes():
