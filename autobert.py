@@ -392,7 +392,7 @@ def held_out_loss(model, batches, count, device, precision="fp32"):
 
 def span(seconds):
     """A time in words. Example: 192 -> "3m12s" """
-    return f"{seconds // 60:.0f}m{seconds % 60:02.0f}s"
+    return "%dm%02ds" % divmod(round(seconds), 60)
 
 # ---- Checkpoints ----
 def save_checkpoint(path, model, tokenizer, **more):
