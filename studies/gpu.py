@@ -147,7 +147,7 @@ def rows_of(check, g):
     torch.compiler.reset()  # it compiles a function for a few models only
 
 def gpu(device: str = "auto", quick: bool = False, out: str = "gpu.tsv"):
-    """Check all that runs on a GPU.
+    """Check in three minutes all that runs on a GPU: a line for each check, ok or what is wrong, and a table.
 
     device: auto, cuda, cuda:1, .., cpu
     quick: tiny sizes
