@@ -397,7 +397,7 @@ class Run:
         return judged
 
     def tell(self, c, log):
-        """Print the score, the best so far, the time left, the layers that the parent has not."""
+        """Print score, best so far, time left, and what the parent has not."""
         self.done += 1
         M, (_, new, again) = last_of(log), zip(*plan(self.s))
         missing = sum(new + again) - sum(x.number is not None for x in log)

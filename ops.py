@@ -302,7 +302,7 @@ def random_dag(rng):
 
 # ---- To look at ----
 def describe(text):
-    """Everything about one formula as text: its steps with their types and where tokens mix, legality, inputs, cost."""
+    """A formula's steps with their types and where tokens mix, legality, inputs, cost, as text."""
     dag = parse(text)
     why, types = why_illegal(dag), slot_types(dag)[4:]
     lines = [f"formula  {formula(dag)}", "types    n tokens, d channels of a head; Q, K, V and P are nd"]
@@ -311,7 +311,9 @@ def describe(text):
         note = "<- over the tokens: they mix, padding is hidden" if mixed and type_ else ""
         lines.append(f"  step {step:<2} {type_ or '??'}  {call:<24} {note}".rstrip())
     lines += [f"legal    {'no: ' + why if why else 'yes'}", f"inputs   {' '.join(used(dag))}   path length {len(dag)}"]
-    return "\n".join(lines + [f"cost     {flops(dag, 128, 64):,} FLOPs a head at n = 128, d_h = 64"] * (not why))
+    if not why:
+        lines.append(f"cost     {flops(dag, 128, 64):,} FLOPs a head at n = 128, d_h = 64")
+    return "\n".join(lines)
 
 def main(*formulas):
     """Describe formulas; without one the published attentions."""

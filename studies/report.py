@@ -11,7 +11,6 @@ import json
 import math
 import statistics
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -108,7 +107,7 @@ def sections(folder, about, s, log):
     yield "Rejected", "", rows(collections.Counter(c.reason for c in log if c.score is None).most_common())
     yield "Family of the best", "", rows((c.number, line(c, M)) for c in family(best, M))
     yield "Final trainings", "From scratch with one budget; scores x 100.", f"<pre>{html.escape(final)}</pre>"
-    yield "Settings", "", rows((asdict(s) | {key: about[key] for key in ("corpus", "glue")}).items())
+    yield "Settings", "", rows(about.items())
 
 def report(run: str = "runs/search"):
     """What did a search find, and how? Write its folder as one page, RUN/report.html, finished or not, in a second.
@@ -116,7 +115,9 @@ def report(run: str = "runs/search"):
     run: the folder"""
     folder = Path(run)
     about, state = json.loads((folder / "settings.json").read_text()), opnas.load(folder / "state.pt")
-    s, log = opnas.SearchSettings(**about["settings"]), [opnas.Candidate(*c) for c in state["log"]]
+    known = opnas.SearchSettings.__dataclass_fields__
+    s = opnas.SearchSettings(**{key: x for key, x in about.items() if key in known})
+    log = [opnas.Candidate(*c) for c in state["log"]]
     body = "\n".join(f"<h2>{head}</h2><p>{text}</p><div>{what}</div>"
                      for head, text, what in sections(folder, about, s, log))
     data.write_beside(folder / "report.html", PAGE.format(title=f"Run {html.escape(folder.name)}", body=body))

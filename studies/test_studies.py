@@ -173,7 +173,7 @@ def test_a_report_shows_every_judgement_and_what_ucb_draws_from(tmp_path):
     log = [C(0, 0, None, ("conv 3", "conv 5"), 0.2), C(None, 0, None, ("conv 5", bert), reason="collapsed <b>"),
            C(1, 1, 0, ("conv 3", bert), 0.45), C(2, 1, 0, ("conv 7", "conv 5"), reason="no learning"),
            C(0, 2, None, ("conv 3", "conv 5"), 0.3)]  # the last judgement of candidate 0 counts
-    about = {"settings": asdict(opnas.SearchSettings(alpha=0.0, tau=0.1)), "corpus": "toy", "glue": "toy/glue"}
+    about = {"corpus": "toy", "glue": "toy/glue", **asdict(opnas.SearchSettings(alpha=0.0, tau=0.1))}  # as search does
     (tmp_path / "settings.json").write_text(json.dumps(about))
     opnas.save(tmp_path / "state.pt", {"log": [astuple(c) for c in log]})
     report.report(str(tmp_path))
