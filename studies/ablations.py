@@ -9,17 +9,15 @@ cores; the same command again goes on. RUN/ablations gets points.tsv (a training
 import contextlib
 import functools
 import math
-import multiprocessing
 import statistics
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import autobert  # noqa: E402
 import data  # noqa: E402
 import opnas  # noqa: E402
-from draw import chart, interval, tsv  # noqa: E402
+from draw import chart, interval, measured, tsv  # noqa: E402
 
 def trained(backbones, key):
     """(MLM loss, mean score, score of each task) of a (name, seed, steps), scores x 100 and 0 if it diverged."""
@@ -29,22 +27,6 @@ def trained(backbones, key):
         mlm, _ = proxy.pretrain(model, int(steps), int(seed))
         scores = [100 * x for _, x in proxy.scores(model, int(seed), final=True)]
     return mlm, statistics.fmean(scores), *scores
-
-def measured(path, head, todo, job, workers, start):
-    """The rows (*key, *job(key)), as text, of a table that gets those that it has not one by one, as they come."""
-    text = path.read_text() if path.exists() else tsv(head)
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), opnas.start_worker, start)
-    results = {key: pool.submit(job, key).result if workers > 1 else functools.partial(job, key)
-               for key in todo if "\n" + "\t".join(key) + "\t" not in text}
-    try:
-        for key, result in results.items():
-            text += (row := tsv((*key, *result())))
-            data.write_beside(path, text)
-            print(row[-100:], end="", flush=True)
-    finally:
-        for worker in multiprocessing.active_children():
-            worker.kill()
-    return [row for row in (line.split("\t") for line in text.splitlines()) if tuple(row[:len(todo[0])]) in todo]
 
 def table(found, tasks, base="bert"):
     """Table 5 as text, scores x 100. found: {name: rows over seeds: MLM loss, average, tasks}."""

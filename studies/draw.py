@@ -3,15 +3,19 @@
     python studies/draw.py backbone --name autobert-zero --out backbone.svg
     python studies/draw.py losses --tables bert.pt.tsv zero.pt.tsv --out losses.svg
 """
+import functools
 import html
 import math
+import multiprocessing
 import statistics
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import autobert  # noqa: E402
 import data  # noqa: E402
+import opnas  # noqa: E402
 import ops  # noqa: E402
 
 # ---- Tables and charts, for other studies too ----
@@ -34,6 +38,22 @@ def interval(differences):
     # the t quantile from the normal one (Cornish-Fisher), good to .3 % from v = 4 on
     t = {1: 12.706, 2: 4.303, 3: 3.182}.get(v) or 1.960 + 2.372 / v + 2.823 / v**2 + 2.556 / v**3
     return statistics.fmean(differences), t * statistics.stdev(differences) / math.sqrt(v + 1)
+
+def measured(path, head, todo, job, workers, start):
+    """The rows (*key, *job(key)), as text, of a table that gets those that it has not one by one, as they come."""
+    text = path.read_text() if path.exists() else tsv(head)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), opnas.start_worker, start)
+    results = {key: pool.submit(job, key).result if workers > 1 else functools.partial(job, key)
+               for key in todo if "\n" + "\t".join(key) + "\t" not in text}
+    try:
+        for key, result in results.items():
+            text += (row := tsv((*key, *result())))
+            data.write_beside(path, text)
+            print(row[-100:], end="", flush=True)
+    finally:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+    return [row for row in (line.split("\t") for line in text.splitlines()) if tuple(row[:len(todo[0])]) in todo]
 
 def svg(width, height, parts):
     """A picture of SVG parts."""

@@ -7,13 +7,10 @@ ones (scratch). Half an hour at toy size on two cores; the same command again go
 """
 import collections
 import contextlib
-import functools
 import math
-import multiprocessing
 import random
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data  # noqa: E402
 import opnas  # noqa: E402
 from autobert import Diverged  # noqa: E402
-from draw import chart, tsv  # noqa: E402
+from draw import chart, measured, tsv  # noqa: E402
 from glue import kendall_tau  # noqa: E402
 from supernet import SuperNet  # noqa: E402
 
@@ -55,22 +52,6 @@ def trained(key):
         mlm, _ = proxy.pretrain(model, int(steps), seed, state["offset"])
         score = float(np.mean([x for _, x in proxy.scores(model, seed)]))
     return mlm, score, time.time() - begun
-
-def measured(path, head, todo, job, workers, start):
-    """The rows (*key, *job(key)), as text, of a table that gets those that it has not one by one, as they come."""
-    text = path.read_text() if path.exists() else tsv(head)
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), opnas.start_worker, start)
-    results = {key: pool.submit(job, key).result if workers > 1 else functools.partial(job, key)
-               for key in todo if "\n" + "\t".join(key) + "\t" not in text}
-    try:
-        for key, result in results.items():
-            text += (row := tsv((*key, *result())))
-            data.write_beside(path, text)
-            print(row[-100:], end="", flush=True)
-    finally:
-        for worker in multiprocessing.active_children():
-            worker.kill()
-    return [row for row in (line.split("\t") for line in text.splitlines()) if tuple(row[:len(todo[0])]) in todo]
 
 # ---- What they say ----
 def steps_to_reach(curve, score):
