@@ -24,6 +24,7 @@ import cost  # noqa: E402
 import data  # noqa: E402
 import draw  # noqa: E402
 import glue  # noqa: E402
+import instrument  # noqa: E402
 import opnas  # noqa: E402
 import ops  # noqa: E402
 import report  # noqa: E402
@@ -401,3 +402,11 @@ def test_the_training_steps_kernels_and_edits_of_the_vectors_by_hand(vectors):
         np.testing.assert_allclose(at[f"kernel_{k}"], np.einsum("ij,hj->hi", at[f"T_{k}"], centre), atol=1e-5)
     edited = [e["after"] for e in json.loads((vectors / "search.json").read_text())["edits"]]
     assert edited[1:3] == ["a = scale(K) + V; softmax(scale(a @ T(a))) @ V", "softmax(scale(Q @ T(scale(K)))) @ V"]
+
+# ---- instrument ----
+def test_an_instrument_that_only_repeats_itself_has_an_icc_of_1_and_noise_has_none():
+    assert instrument.icc(np.array([[1.0, 1.0], [2.0, 2.0], [4.0, 4.0]])) == 1
+    assert instrument.icc(np.array([[1.0, 3.0], [2.0, 2.0], [3.0, 1.0]])) == 0
+    assert instrument.icc(np.array([[1.0, 3.0], [5.0, 7.0]])) == pytest.approx(7 / 9)  # between 8 - 2 / 2, within 2
+    genes = instrument.varied(7, 2, lambda backbone: None, 0)
+    assert len(set(genes.values())) == 7 and genes["bert"] == autobert.load_backbone("bert", 2)
