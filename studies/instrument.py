@@ -78,8 +78,8 @@ def summarise(rows, tasks):
 
 def instrument(backbones: int = 24, seeds: int = 3, tasks: tuple[str, ...] = ("CoLA", "QNLI"), seed: int = 0,
                glue: str = "toy/glue", corpus: str = "toy/corpus.txt", out: str = "runs/instrument", workers: int = 2):
-    """Can the toy benchmark tell backbones apart? Trains each from scratch with several seeds, writes a row per training
-    to OUT/rows.tsv, and prints the intraclass correlations: about 65 seconds of one core a training.
+    """Can the toy benchmark tell backbones apart? Trains each from scratch with several seeds (about 65 seconds of one
+    core a training), keeps OUT/rows.tsv, and prints the intraclass correlations.
 
     backbones: the published four, random ones and mutants
     seeds: trainings of each
