@@ -27,7 +27,7 @@ STYLE = ("<style>text{font:12px sans-serif}path{fill:none;stroke:#bbb}.line{stro
          + "</style>")
 
 def tsv(*rows):
-    """Rows as lines whose cells are parted by tabs."""
+    """Rows as lines with tabs between the cells."""
     return "".join("\t".join(map(str, row)) + "\n" for row in rows)
 
 def interval(differences):
