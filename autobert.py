@@ -39,7 +39,7 @@ class ModelConfig:
     init_std: float = 0.02
 
 SIZES = {
-    "toy": ModelConfig(4, 64, 2, 64, vocab=600, positions=128, dropout=0.0, init_std=0.05),  # toy and mini are ours
+    "toy": ModelConfig(4, 64, 2, 64, vocab=650, positions=128, dropout=0.0, init_std=0.05),  # toy and mini are ours
     "mini": ModelConfig(4, 128, 2, 128, vocab=8000, dropout=0.0),
     # DEVIATION: Table 6 prints 256-dimensional embeddings, but the 13M parameters of Table 4 fit only 128
     "small": ModelConfig(12, 256, 4, 128),
@@ -51,10 +51,10 @@ PRECISION = flag("auto", "auto: bf16 on CUDA that has it, else fp32", choices=("
 @dataclass(frozen=True)
 class PretrainSettings:
     """One pre-training run."""
-    steps: int = flag(2000, "steps in all")
-    batch: int = flag(16, "rows a step, pairs of texts")
-    n: int = flag(40, "tokens a row")
-    lr: float = flag(2e-3, "peak learning rate")
+    steps: int = flag(1000, "steps in all")
+    batch: int = flag(32, "rows a step, pairs of texts")
+    n: int = flag(24, "tokens a row")
+    lr: float = flag(3e-3, "peak learning rate")
     warmup: float = flag(0.1, "share of steps in which it rises")
     beta2: float = flag(0.98, "of Adam")
     accumulate: int = flag(1, "pieces of a batch; saves memory")
@@ -63,8 +63,7 @@ class PretrainSettings:
 
 # Table 6. CHOICE: BERT's million steps for the paper's 40 epochs
 PRETRAIN = {
-    "toy": PretrainSettings(),
-    "mini": PretrainSettings(20_000, 16, 128, 1e-3, 0.05),
+    "toy": PretrainSettings(), "mini": PretrainSettings(20_000, 16, 128, 1e-3, 0.05),
     "small": PretrainSettings(1_000_000, 320, 128, 1e-4, 0.01, 0.999),
     "base": PretrainSettings(1_000_000, 160, 128, 1e-4, 0.01, 0.999),
     "large": PretrainSettings(1_000_000, 80, 128, 1e-4, 0.02, 0.999),
@@ -241,8 +240,7 @@ class Pretraining(nn.Module):
 
     def mlm_logits(self, hidden):
         """(.., d) -> (.., V); the output matrix is the token embedding's (tied)."""
-        x = self.norm(F.gelu(self.transform(hidden)))
-        return F.linear(x, self.encoder.tokens.weight, self.bias)
+        return F.linear(self.norm(F.gelu(self.transform(hidden))), self.encoder.tokens.weight, self.bias)
 
     def forward(self, batch):
         """A `piece` of a batch -> (2,): its share of the batch's mean MLM and NSP losses; their sum is the loss."""
@@ -345,9 +343,8 @@ def to_device(batch, device):
     return {"mask": None} | tensors
 
 def pretrain(model, batches, s, device, report=None, offset=0, optimizer=None, first=0, rank=0, world=1):
-    """Train in place on batches.batch(offset + step) for step = first .. s.steps - 1; s: PretrainSettings.
-    It calls report(steps done, rate, mlm, nsp) now and then, or raises Diverged. optimizer: as it was before step
-    `first`. rank, world: torchrun's."""
+    """Train in place on batches.batch(offset + step), step = first .. s.steps - 1; optimizer: as it was before `first`.
+    It calls report(steps done, rate, mlm, nsp) now and then, or raises Diverged. s: PretrainSettings."""
     if s.batch < s.accumulate * world:
         raise UserError(f"--batch {s.batch}: fewer rows than --accumulate {s.accumulate} x {world} processes")
     model.to(device).train()
@@ -435,7 +432,7 @@ def train(s: PretrainSettings, corpus: str = "toy/corpus.txt", backbone: str = "
 
     corpus: a folder of `data.py prepare`, or a text file
     backbone: bert, autobert-zero, att-only, conv-only, or a search's best.json
-    init: a checkpoint to begin with (see supernet.py)
+    init: a checkpoint to begin with (see studies/child.py)
     size: of the model, with its defaults
     device: auto, cpu, cuda, cuda:1, ..; mps is untested
     compile: by torch.compile
@@ -467,6 +464,9 @@ def train(s: PretrainSettings, corpus: str = "toy/corpus.txt", backbone: str = "
 
     pretrain(model, batches, s, device, None if rank else report, 0, optimizer, at["step"], rank, world)
     print(f"{out} holds {s.steps} steps of {backbone}" * (rank == 0))
+    if world > 1:  # gloo's threads must let go of Python's tensors before Python ends
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 @torch.no_grad()
 def reference(model):

@@ -198,7 +198,7 @@ class Tokenizer:
         return [self.model.id_to_piece(int(i)) for i in ids]
 
 # ---- A corpus, encoded once and mapped into memory ----
-def prepare(text: tuple[str, ...] = ("toy/corpus.txt",), out: str = "corpus", vocab: int = 600, seed: int = 0):
+def prepare(text: tuple[str, ...] = ("toy/corpus.txt",), out: str = "corpus", vocab: int = 650, seed: int = 0):
     """Learn a tokenizer from text files, encode them, write the folder OUT that training reads.
 
     text: files, also .gz or .xz: one sentence per line, a blank line between documents

@@ -132,16 +132,16 @@ def encode(examples, tokenizer, n):
 @dataclass(frozen=True)
 class FinetuneSettings:
     """The defaults suit the toy size."""
-    epochs: int = flag(3, "passes over the training rows")
-    lr: float = flag(1e-3, "peak learning rate")
+    epochs: int = flag(2, "passes over the training rows")
+    lr: float = flag(5e-4, "peak learning rate")
     weight_decay: float = flag(0.01, "of all but biases, LayerNorms and kernels")
     warmup: float = flag(0.1, "share of the steps in which the rate rises")
     batch: int = flag(16, "rows a step")
-    n: int = flag(40, "tokens a row, at most")
+    n: int = flag(32, "tokens a row, at most")
     precision: str = autobert.PRECISION
 
 # App. D.2: 3 epochs. CHOICE: batch 32, n 128 and warm-up .01, not given for GLUE
-PRESETS = {"toy": FinetuneSettings(), "paper": FinetuneSettings(lr=2e-5, warmup=0.01, batch=32, n=128)}
+PRESETS = {"toy": FinetuneSettings(), "paper": FinetuneSettings(3, 2e-5, warmup=0.01, batch=32, n=128)}
 
 class Finetuned(nn.Module):
     """A copy of an encoder and one linear map: on the pooled [CLS] for a GLUE task, on every token for "SQuAD"."""
@@ -336,7 +336,7 @@ class SquadSettings(FinetuneSettings):
     max_answer: int = flag(30, "tokens an answer, at most")
 
 # For v1.1 and v2.0; epochs and batch of App. D.2. CHOICE: the rest is BERT's
-_PAPER = SquadSettings(lr=2e-5, warmup=0.01, batch=32, n=384, stride=128, max_question=64)
+_PAPER = SquadSettings(3, 2e-5, warmup=0.01, batch=32, n=384, stride=128, max_question=64)
 SQUAD_PRESETS = {"toy": (SquadSettings(),) * 2, "paper": (_PAPER, replace(_PAPER, epochs=2, batch=48))}
 
 class Window(NamedTuple):

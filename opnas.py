@@ -40,7 +40,7 @@ from data import UserError, flag
 class SearchSettings:
     """What decides a search's outcome, beside its data."""
     size: str = flag("toy", "model size", choices=tuple(autobert.SIZES))
-    tasks: tuple[str, ...] = flag(("CoLA", "QNLI"), "the score is their mean", choices=tuple(glue.TASKS))
+    tasks: tuple[str, ...] = flag(("QNLI", "STS-B"), "the score is their mean", choices=tuple(glue.TASKS))
     strategy: str = flag("op-nas", "of Fig. 6", choices=("op-nas", "ea+ws", "random+ws", "random"))
     warm: int = flag(4, "size of a first generation, to warm the super-net")
     cold: int = flag(5, "its steps, times --steps")  # CHOICE: an untrained super-net trains longer, or no child learns
@@ -55,11 +55,11 @@ class SearchSettings:
     collapse: float = flag(0.5, "least share of hidden states that varies by token")
     rows: int = flag(0, "most training rows of a task; 0: all")
     steps: int = flag(100, "pre-training steps of a candidate")
-    final_steps: int = flag(2000, "the same of winner, bert, autobert-zero")
+    final_steps: int = flag(1000, "the same of winner, bert, autobert-zero")
     final_seeds: int = flag(1, "final trainings of each")
     seed: int = flag(0, "of everything random")
     pretrain: autobert.PretrainSettings = autobert.PRETRAIN["toy"]
-    tune: glue.FinetuneSettings = replace(glue.PRESETS["toy"], epochs=1, lr=5e-4, batch=8)
+    tune: glue.FinetuneSettings = glue.PRESETS["toy"]
 
 PAPER = SearchSettings(  # App. D.1: 100 + 27 * 25 = 775 candidates
     "base", tuple(glue.TASKS), population=100, parents=5, children=5, rounds=27, alpha=0.01, cold=1,
@@ -392,6 +392,7 @@ class Run:
         state |= dict(log=[astuple(c) for c in log], offset=state["offset"] + steps)
         save(self.folder / "state.pt", state)  # the one moment at which a round is over
         write_table(self.folder / "candidates.tsv", log)
+        tell_useless(judged)
         for path in self.folder.glob("round-*.pt"):
             path.unlink()
         return judged
@@ -408,6 +409,14 @@ class Run:
         line = f"cand={c.number}/{sum(new)} round={c.round} score={score} best={best:.3f} left={left} | {changed}"
         print(line[:120], flush=True)
 
+def tell_useless(judged):
+    """Print which task does not tell the candidates of a round apart: all are at chance, or at its ceiling."""
+    for task, ((_, y), _) in PROXY.tasks.items():
+        scores = [dict(c.tasks)[task] for c in judged if c.tasks]
+        chance = max(glue.score(task, y, np.full_like(y, x)) for x in np.unique(y)[:3])  # a constant's
+        if scores and (max(scores) < chance + 0.05 or min(scores) > 0.95):
+            print(f"-- {task} told nothing: {min(scores):.2f} to {max(scores):.2f}, chance {chance:.2f}", flush=True)
+
 def write_table(path, log):
     """A judgement a row, and each backbone that the probe turned away."""
     rows = [[*"number round parent score reason mlm nsp".split(), *PROXY.s.tasks, "seconds", "backbone"]]
@@ -422,12 +431,16 @@ def note(number, kind, counts, tables):
     print(f"-- round {number}, {kind}: {sharp}; {dict(counts)}", flush=True)
 
 # ---- The final judgement ----
+def interval(x):
+    """Half of the mean's 95 % interval (Student's t, of few degrees of freedom); x: (seeds,)."""
+    return (12.7, 4.3, 3.18, 2.78, 2.57)[min(len(x), 6) - 2] * x.std(ddof=1) / math.sqrt(len(x))
+
 def verdict(gaps):
     """In words; gaps: (seeds,), the winner minus bert, in points."""
     n, mean = len(gaps), gaps.mean()
     if n == 1:
         return f"The winner ended {mean:+.1f} from bert. One training of each is no evidence; try --final-seeds 5."
-    error = (12.7, 4.3, 3.18, 2.78, 2.57)[min(n, 6) - 2] * gaps.std(ddof=1) / math.sqrt(n)  # Student's t
+    error = interval(gaps)
     where = "above" if mean > error else "below" if mean < -error else "level with"
     return f"The winner is {where} bert: {mean:+.1f} ± {error:.1f} (95 %, {n} trainings of each)."
 
@@ -444,7 +457,7 @@ def judge_winner(run, winner):
         found = np.array([[*(100 * x for _, x in f["tasks"]), f["mlm"], f["nsp"]] for f in found])
         averages[name] = found[:, :-2].mean(1)  # (seeds,)
         columns = np.insert(found, -2, averages[name], 1).T
-        cells = [f"{x.mean():.4g} ± {x.std(ddof=1):.2g}" if len(x) > 1 else f"{x[0]:.4g}" for x in columns]
+        cells = [f"{x.mean():.4g} ± {interval(x):.2g}" if len(x) > 1 else f"{x[0]:.4g}" for x in columns]
         rows.append((name, *cells, f"{autobert.count_parameters(PROXY.config, genes)['total']:,}"))
     lines = ["".join(f"{cell:>14}" for cell in row) for row in rows]
     lines += [f"L{i} {gene}" for i, gene in enumerate(winner, 1)] + [verdict(averages["best"] - averages["bert"])]

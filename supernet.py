@@ -7,8 +7,7 @@ four inputs and a convolution branch with the 65-tap kernel. A candidate takes c
     round   candidates that start from the same super-net and write back, worst first, so the best wins
     chain   65 -> 31 -> 15 -> 9 -> 7 -> 5 -> 3: a smaller kernel is T times the centre of the next larger one
 
-    python supernet.py                           # who shares what with whom
-    python supernet.py child --run runs/search   # a search's winner with its shared weights
+    python supernet.py    # who shares what with whom
 
 Read after autobert.py; then glue.py and opnas.py.
 """
@@ -107,21 +106,5 @@ def show(backbone: tuple[str, ...] = ("autobert-zero", "bert"), size: tuple(auto
         counts = (sum(count for name, count in column.items() if kind(name) == what) for column in columns)
         print("".join(f"{count:>14,}" for count in counts) + f"   {what}: {who}")
 
-def child(run: str = "runs/search", out: str = "child.pt"):
-    """Write a checkpoint of a search's winner with its shared weights, for `autobert.py train --init`, as the paper's
-    second AutoBERT-Zero row of Table 2 begins.
-
-    run: the search's folder
-    out: the checkpoint"""
-    state = torch.load(f"{run}/state.pt", weights_only=True)
-    net = SuperNet(autobert.ModelConfig(**state["config"]), slots=state["slots"])
-    model = net.child(autobert.load_backbone(f"{run}/best.json", net.config.layers))
-    for layer in model.encoder.layers:
-        if layer.kind == "convolution":  # as its own k taps
-            convolution = layer.convolution
-            convolution.kernel.data, convolution.transforms = convolution.taps().data, nn.ParameterDict()
-    autobert.save_checkpoint(out, model, data.Corpus(state["corpus"]).tokenizer)
-    print(f"{out}: {' | '.join(model.encoder.backbone)}")
-
 if __name__ == "__main__":
-    data.run(__doc__, show, child, usual=show)
+    data.run(__doc__, usual=show)

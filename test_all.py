@@ -808,7 +808,7 @@ def test_windows_and_their_best_context_are_berts(tokenizer):
         assert any(w.gold != (0, 0) for w in windows)
 
 def test_an_answer_is_the_best_of_all_legal_spans_and_null_the_least_of_the_windows(tokenizer):
-    context, s = "The hens feed. The goat sings, the hens sing.", glue.SquadSettings(n=16, stride=5, max_answer=3)
+    context, s = "The hens feed. The goat sings, the hens sing.", glue.SquadSettings(n=14, stride=5, max_answer=3)
     rng, (_, spans) = np.random.default_rng(0), tokenizer.encode_with_offsets(context)
     for more in [{"is_impossible": True}] * 20 + [{}]:
         questions, texts = [ask("q", "Who?", context, **more)], {}
@@ -1112,16 +1112,6 @@ def test_two_processes_learn_as_one(common, tmp_path):
     two, one = (sum(losses_in(tmp_path / f"{x}.pt.tsv"), []) for x in ("two", "one"))
     assert len(two) == 10 * 4 + 2 * 2 and two == pytest.approx(one, rel=1e-5)
 
-def test_training_can_begin_from_a_super_nets_child(finished, common, tmp_path):
-    state, corpus = torch.load(finished[0] / "state.pt", weights_only=True), data.Corpus(common)
-    net = supernet.SuperNet(autobert.ModelConfig(**state["config"]), slots=state["slots"])
-    lent = net.child(autobert.load_backbone(f"{finished[0]}/best.json"))
-    supernet.child(str(finished[0]), f"{tmp_path}/child.pt")
-    autobert.train({"steps": 2, "batch": 4, "n": 32}, str(common), init=f"{tmp_path}/child.pt", device="cpu",
-                   out=f"{tmp_path}/m.pt")
-    first = data.PretrainingData(corpus, data.split_held_out(corpus)[0], 32, 4, 0).batch(0)
-    assert losses_in(tmp_path / "m.pt.tsv")[0][2:4] == pytest.approx(losses(lent, first).tolist(), rel=1e-5)
-
 # ---- Everyday mistakes: one line on stderr, exit code 2 ----
 @pytest.fixture(scope="session")
 def shelf(text, corpus, tokenizer, tmp_path_factory):
@@ -1139,7 +1129,7 @@ def shelf(text, corpus, tokenizer, tmp_path_factory):
 
 @pytest.mark.parametrize("line, says", [
     ("opnas.py --corpus none.txt", "none.txt: no such file"), ("opnas.py resume", "unrecognized arguments: resume"),
-    ("opnas.py --corpus corpus --glue none --out a", "none/CoLA/train.tsv: no such file"),
+    ("opnas.py --corpus corpus --glue none --out a", "none/QNLI/train.tsv: no such file"),
     ("opnas.py --corpus corpus --out b --device tpu9", "--device tpu9"), ("opnas.py --tasks WNLI", "choice: 'WNLI'"),
     ("opnas.py --corpus corpus --tasks RTE --warm 1 --population 1 --rounds 0 --finalists 0 --steps 1 --cold 1 --out c "
      "--rows 9 --workers 1", "all candidates were rejected: .*no learning"),
@@ -1157,7 +1147,7 @@ def shelf(text, corpus, tokenizer, tmp_path_factory):
     ("train --corpus corpus --init one.txt", "checkpoint one"), ("autobert.py export --checkpoint m", "m: .*No such"),
     ("glue.py finetune --checkpoint m.pt --glue . --task RTE", "RTE/train.tsv:1: .*columns.* sentence1, "),
     ("glue.py predict --model m.pt", "m.pt: .*finetune --save"), ("glue.py squad --dev no.json", "no.json: no such"),
-    ("supernet.py child --run none", "none/s.*: No such file"), ("ops.py 'Q @ foo(K)'", "formula .*foo")])
+    ("ops.py 'Q @ foo(K)'", "formula .*foo")])
 def test_everyday_mistakes_end_in_one_line_and_exit_code_2(line, says, shelf, capsys, monkeypatch):
     monkeypatch.chdir(shelf)
     with pytest.raises(SystemExit, match="2"):

@@ -2,7 +2,7 @@
 
 An instrument is as good as its intraclass correlation (ICC): the share of a score's variance that lies between
 backbones and not between trainings of the same one. The paper has no such study; its Table 5 rests on one training
-each. About 65 seconds of one core a training; the same command again goes on with the rows that are missing:
+each. About 40 seconds of one core a training; the same command again goes on with the rows that are missing:
 
     python studies/instrument.py --backbones 24 --seeds 3 --workers 2
 """
@@ -76,15 +76,17 @@ def summarise(rows, tasks):
     for i in np.argsort(-scores["mean"].mean(1)):
         print(f"{names[i]:14}" + " ".join(f"{x:.3f}" for x in scores["mean"][i]))
 
-def instrument(backbones: int = 24, seeds: int = 3, tasks: tuple[str, ...] = ("CoLA", "QNLI"), seed: int = 0,
+def instrument(backbones: int = 24, seeds: int = 3, lr: float = 3e-3, seed: int = 0,
                glue: str = "toy/glue", corpus: str = "toy/corpus.txt", out: str = "runs/instrument", workers: int = 2):
-    """Can the toy benchmark tell backbones apart? Trains each from scratch with several seeds (about 65 seconds of one
+    """Can the toy benchmark tell backbones apart? Trains each from scratch with several seeds (about 40 seconds of one
     core a training), keeps OUT/rows.tsv, and prints the intraclass correlations.
 
     backbones: the published four, random ones and mutants
     seeds: trainings of each
+    lr: of pre-training, the same for all
     seed: of the choice of backbones"""
-    folder, s = Path(out), replace(opnas.PRESETS["toy"], tasks=tuple(tasks))
+    folder, s = Path(out), opnas.PRESETS["toy"]
+    s, tasks = replace(s, pretrain=replace(s.pretrain, lr=lr)), s.tasks
     data.open_corpus(corpus, folder / "corpus", autobert.SIZES[s.size].vocab)
     about = {"corpus": str(folder / "corpus"), "glue": glue, **asdict(s)}
     data.write_beside(folder / "settings.json", json.dumps(about))

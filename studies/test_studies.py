@@ -222,7 +222,10 @@ def test_a_turn_is_set_against_the_same_turn_of_the_other():
 # ---- compare ----
 import ablations  # noqa: E402
 import compare  # noqa: E402
+import child  # noqa: E402
+import proxy  # noqa: E402
 import sharing  # noqa: E402
+import supernet  # noqa: E402
 
 TINY = {"tasks": ("RTE",), "warm": 2, "cold": 3, "population": 4, "parents": 2, "children": 1, "rounds": 1,
         "finalists": 2, "rows": 24, "steps": 2, "final_steps": 4, "collapse": 0.0, "seed": 3}
@@ -244,6 +247,30 @@ def search(tmp_path_factory, monkeypatch):
 
 def rows_of(path):
     return [line.split("\t") for line in path.read_text().splitlines()[1:]]
+
+def test_a_winners_child_computes_as_the_super_nets_and_training_goes_on_from_it(search, tmp_path, monkeypatch):
+    search(tmp_path / "run")
+    state = torch.load(tmp_path / "run/state.pt", weights_only=True)
+    net, corpus = supernet.SuperNet(autobert.ModelConfig(**state["config"]), slots=state["slots"]), state["corpus"]
+    lent = net.child(autobert.load_backbone(f"{tmp_path}/run/best.json")).eval()
+    child.child(f"{tmp_path}/run", f"{tmp_path}/child.pt")
+    autobert.train({"steps": 1, "batch": 4, "n": 32}, corpus, init=f"{tmp_path}/child.pt", device="cpu",
+                   out=f"{tmp_path}/m.pt")
+    batches = data.PretrainingData(data.Corpus(corpus), data.split_held_out(data.Corpus(corpus))[0], 32, 4, 0)
+    first = float((tmp_path / "m.pt.tsv").read_text().splitlines()[1].split("\t")[2])
+    assert first == pytest.approx(autobert.held_out_loss(lent, batches, 1, torch.device("cpu"))[0], rel=1e-5)
+
+def test_a_proxy_that_ranks_as_full_training_has_a_tau_of_1(search, tmp_path, capsys):
+    x = np.arange(8.0)
+    same, other = (np.stack([x, -x, -x, score], 1) for score in (x, -x))
+    assert proxy.summary({"w": same}, x).count("1.00 [1.00,1.00]  1.00") == 4  # score, with NSP, NSP, MLM
+    assert "-1.00 [-1.00,-1.00] -1.00" in proxy.summary({"w": other}, x)
+    search(tmp_path)
+    backbones = [*dict.fromkeys(row[-1] for row in rows_of(tmp_path / "candidates.tsv"))][:3]
+    (tmp_path / "rows.tsv").write_text("name\tseed\tseconds\tmlm\tnsp\tRTE\tbackbone\n" + "".join(
+        f"a\t0\t1\t2\t.5\t{worth(b.split(' | '))}\t{b}\n" for b in backbones * 2))
+    proxy.proxy(str(tmp_path), ("0:1:9", "2x1:1:9", "2+1:1:9"), 1)
+    assert len(rows_of(tmp_path / "proxy.tsv")) == 9 and capsys.readouterr().out.count("1.00 [") >= 3
 
 def test_a_landscape_does_what_its_family_says():
     def z(family, *backbone):  # the logit is z / 3

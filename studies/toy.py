@@ -5,10 +5,12 @@ folder toy/ holds them. Two seconds:
 
     python studies/toy.py --out toy --seed 0
 
-A document of this language of 250 words keeps to one topic and one mood. What holds inside a few words (names, order)
-suits convolutions; agreement behind a distractor, facts that return, topic and mood suit attention. The tasks need word
-classes that the corpus teaches; there, and only there, a hint often stands before a word ("sea boat", "truly neat"), or
-so small a model would not find them. Training rows use every other word of a list, dev rows all of them.
+A document of this language of 280 words keeps to one topic, mood and person and to a few of its topic's words. What
+holds inside a few words (names, order) suits convolutions; agreement behind a distractor, facts that return, topic and
+mood suit attention. The tasks need word classes that the corpus teaches; there, and only there, a hint mostly stands
+before a word ("sea boat", "truly neat"), so that so small a model finds topics in 1,000 steps. Scores move in small
+steps: words are frequent or rare in the corpus and alike in the tasks, and a wrong row has one fault or more. Training
+rows use every other word of a list, dev rows all of them.
 """
 import json
 import random
@@ -20,29 +22,27 @@ from data import run, write_beside  # noqa: E402
 
 # ---- Words and facts ----
 TOPICS = [dict(zip(("hint", "role", "thing", "kind", "verb", "place"), map(str.split, row.split("|")))) for row in (
-    "farm|farmer shepherd rider herder milker hunter|goat hen cow pig horse lamb duck mule|beast|feed guard|"
-    "barn field stable pasture",
-    "sea|sailor captain diver pirate rower pilot|boat ship raft canoe barge kayak tanker yacht|vessel|steer load|"
-    "harbor bay beach pier",
-    "dinner|cook baker waiter butcher grocer taster|cake pie stew soup tart roast pudding salad|meal|bake taste|"
-    "kitchen tavern bakery cellar",
-    "folk|singer drummer piper fiddler dancer harper|song hymn ballad carol jingle anthem chant aria|tune|sing play|"
-    "hall stage theater chapel")]
+    "farm|farmer shepherd rider hunter|goat hen cow pig horse duck lamb mule|beast|feed guard|barn field",
+    "sea|sailor captain diver pirate|boat ship raft canoe barge yacht kayak tanker|vessel|steer load|harbor pier",
+    "dinner|cook baker waiter butcher|cake pie stew soup tart roast salad pudding|meal|bake taste|kitchen tavern",
+    "folk|singer drummer piper fiddler|song hymn ballad carol jingle anthem chant aria|tune|sing play|hall stage",
+    "war|soldier archer knight scout|sword spear axe shield bow dagger helmet lance|weapon|lift sharpen|camp fort",
+    "garden|gardener picker digger florist|rose tulip orchid violet lilac thistle clover fern|flower|plant water|"
+    "yard park")]
 WORDS = {key: words for key, *words in map(str.split, (
-    "number two three four five seven nine", "colour red blue green white black brown",
-    "time dawn noon dusk midnight sunrise sunset", "glad happy proud cheerful hopeful",
-    "sad angry tired gloomy worried",
-    "good lovely splendid pretty clean neat pleasant perfect superb nice bright solid charming",
-    "bad horrid terrible shabby dirty grim wretched useless broken poor faulty nasty dreadful"))}
-NAMES = [name.split() for name in (
-    "Anna Brown she Mrs", "Peter Stone he Mr", "Clara Hill she Mrs", "Thomas Bell he Mr", "Julia Frost she Mrs",
-    "Victor Marsh he Mr", "Martha Wood she Mrs", "Henry Clay he Mr", "Helen Lane she Mrs", "Robert King he Mr")]
+    "number two three five nine", "colour red blue green black", "time dawn noon dusk midnight",
+    "glad happy proud cheerful hopeful", "sad angry tired gloomy worried",
+    "good lovely fine neat bright splendid clean perfect charming",
+    "bad horrid dirty grim broken nasty terrible shabby dreadful"))}
+NAMES = [*zip("Anna Peter Clara Thomas Julia Victor Helen Robert".split(), ("she", "he") * 4)]
 FACTS = {  # kind of fact: question, statement, answer
     "where": ("Where does {asked} {verb} the {thing}s?", "{who} {verb}s the {thing}s at the {place}.", "the {place}"),
     "when": ("When does {asked} {verb} the {thing}s?", "{who} {verb}s the {thing}s at {time}.", "{time}"),
     "how many": ("How many {thing}s does {asked} {verb}?", "{who} {verb}s {number} {thing}s.", "{number}"),
     "colour": ("What colour are the {thing}s of {asked}?", "{who} {verb}s the {colour} {thing}s.", "{colour}"),
-    "who": ("Who {verb}s the {thing}s?", "{first} {last} {verb}s the {thing}s.", "{first} {last}")}
+    "who": ("Who {verb}s the {thing}s?", "{first} {verb}s the {thing}s.", "{first}")}
+FAULTS = ("determiner", "verb", "object", "order", "topic")  # what makes a sentence wrong
+ROWS = {"CoLA": (4000, 1000, 100), "QNLI": (4000, 1000, 100), "STS-B": (2000, 1000, 100)}  # of train, dev, test
 HALF, REST, ALL = slice(0, None, 2), slice(1, None, 2), slice(None)  # views of a list of words
 
 # ---- Sentences and documents ----
@@ -53,7 +53,6 @@ def sentence(words):
 
 class Writer:
     """A writer of toy sentences. view: the part of each list of words that it uses; hints: the share of hints."""
-
     def __init__(self, seed, view=ALL, hints=0.0):
         self.rng, self.view, self.hints = random.Random(seed), view, hints
 
@@ -62,8 +61,13 @@ class Writer:
         return self.rng.random() < p
 
     def pick(self, words):
-        """A word in view; a list of fewer than four is always in view."""
-        return self.rng.choice(words if len(words) < 4 else words[self.view])
+        """A word in view; a list of fewer than four is always in view. In the corpus the i-th weighs 1/i."""
+        words = words if len(words) < 4 else words[self.view]
+        return self.rng.choices(words, [1 / i if self.hints else 1 for i in range(1, len(words) + 1)])[0]
+
+    def faults(self, kinds, more):
+        """One or more of the kinds: one at random, each other with probability `more`."""
+        return {self.rng.choice(kinds)} | {kind for kind in kinds if self.coin(more)}
 
     def noun(self, topic, kind, plural, numbered=False, fault=False):
         """E.g. ['many', 'sea', 'boats']; numbered: not 'the'; fault: the determiner shows the other number."""
@@ -73,50 +77,49 @@ class Writer:
 
     def distractor(self, topic):
         """[] or e.g. ['near', 'the', 'hens'], to stand between a noun and its verb."""
-        words = [self.rng.choice(("near", "behind", "beside")), *self.noun(topic, "thing", self.coin())]
-        return words if self.coin(0.3) else []
+        return [self.rng.choice(("near", "behind")), *self.noun(topic, "thing", self.coin())] * self.coin(0.3)
 
-    def act(self, topic, fault=None, numbered=False):
-        """E.g. 'These farmers near the hen feed the goat.'; fault: "verb", "determiner", "order" or None."""
+    def act(self, topic, faults=(), other=None):
+        """E.g. 'These farmers near the hen feed the goat.'; faults: some of FAULTS; "topic" is of the topic `other`."""
         plural = self.coin()
-        words = self.noun(topic, "role", plural, numbered, fault == "determiner") + self.distractor(topic)
-        words.append(self.pick(topic["verb"]) + "s" * (plural == (fault == "verb")))
-        words += self.noun(topic, "thing", self.coin())
-        if fault == "order":
+        words = self.noun(topic, "role", plural, True, "determiner" in faults) + self.distractor(topic)
+        words.append(self.pick(topic["verb"]) + "s" * (plural == ("verb" in faults)))
+        words += self.noun(other if "topic" in faults else topic, "thing", self.coin(), *["object" in faults] * 2)
+        if "order" in faults:
             i = self.rng.randrange(len(words) - 1)
             words[i:i + 2] = words[i + 1], words[i]
         return sentence(words)
 
-    def judge(self, topic, good, subject="thing"):
+    def judge(self, topic, good, subject="thing", plural=None):
         """E.g. 'The hens behind this cow are neat and clean.'; good: the mood; subject: a key of TOPICS."""
-        plural = self.coin()
-        first, second = self.rng.sample(WORDS["good" if good else "bad"][self.view], 2)
+        plural, moods = self.coin() if plural is None else plural, WORDS["good" if good else "bad"]
+        first = self.pick(moods)
+        second = self.pick([word for word in moods[self.view] if word != first][:3])
         words = [*self.noun(topic, subject, plural), *self.distractor(topic), "are" if plural else "is"]
-        if self.coin(self.hints):
-            words.append("truly" if good else "sadly")
-        return sentence([*words, first, "and", second] if self.coin() else [*words, first])
+        words += ["truly" if good else "sadly"] * self.coin(self.hints)
+        return sentence([*words, first] + ["and", second] * self.coin(0.3))
 
-    def story(self, topic, good):
+    def story(self, topic, good, name=None):
         """The words of one document: a person, the topic's, the mood's, and how the person is called."""
-        first, last, she, title = self.rng.choice(NAMES)
+        first, she = name or self.rng.choice(NAMES)
         story = {key: self.pick(words) for key, words in (topic | WORDS).items()}
-        role = f"the {story['role']}"
-        asked = self.rng.choice((first, role))
-        who = self.rng.choice((first, f"{title} {last}", she.title(), role.capitalize()))
-        return story | {"first": first, "last": last, "she": she, "asked": asked, "who": who,
+        return story | {"first": first, "asked": self.rng.choice((first, f"the {story['role']}")),
+                        "who": self.rng.choice((first, she.title(), f"The {story['role']}")), "she": she,
                         "adjective": story["good" if good else "bad"], "feeling": story["glad" if good else "sad"]}
 
     def document(self):
-        """A list of sentences on one topic, in one mood, about one person."""
+        """A list of sentences on one topic, in one mood, about one person; its few words return."""
         topic, good = self.rng.choice(TOPICS), self.coin()
-        story = self.story(topic, good)
-        lines = ["{first} {last} is a {role} at the {place}.".format(**story)]
-        for _ in range(self.rng.randint(5, 8)):
-            form = self.rng.choices(("act", "judge", "feeling", "kind", "fact"), (4, 5, 4, 2, 7))[0]
+        topic = topic | {key: [self.pick(topic[key]) for _ in range(count)]
+                         for key, count in (("role", 2), ("thing", 3), ("verb", 1), ("place", 1))}
+        story, lines = self.story(topic, good), []
+        for _ in range(self.rng.randint(6, 9)):
+            form = self.rng.choices(("act", "judge", "feeling", "kind", "fact"), (4, 5, 2, 1, 6))[0]
             question, statement, answer = fact(self.rng.choice(list(FACTS)), story)
+            mood = ("truly " if good else "sadly ") * self.coin(self.hints)
             lines.append({"act": self.act(topic),  # subtle: all are drawn, in this order; the files' bytes rest on it
                           "judge": self.judge(topic, good, self.rng.choice(("thing", "thing", "kind"))),
-                          "feeling": self.judge(topic, good)[:-1] + " so {first} is {feeling}.".format(**story),
+                          "feeling": "The {role} is {mood}{feeling}.".format(mood=mood, **story),
                           "kind": "The {thing} is a {adjective} {kind}.".format(**story),
                           "fact": statement if self.coin() else f"{question} {sentence([answer])}"}[form])
         return lines
@@ -143,20 +146,21 @@ TEXT = "sentence sentence1 sentence2 question question1 question2".split() + ["#
 def example(task, w):
     """(texts, label): one row of a GLUE task, by the Writer w."""
     topic, other = w.rng.sample(TOPICS, 2)
-    good, yes = w.coin(), w.coin(0.65 if task in ("CoLA", "MRPC", "QQP") else 0.5)
+    good, yes = w.coin(), w.coin(0.65 if task in ("MRPC", "QQP") else 0.5)
     second, label = topic if yes else other, str(int(yes))
     if task == "CoLA":
-        return [w.act(topic, None if yes else w.rng.choice(("verb", "determiner", "order")), numbered=True)], label
+        return [w.act(topic, () if yes else w.faults(FAULTS, 0.35), other)], label
     if task == "SST-2":
         return [w.judge(topic, good)], str(int(good))
     if task == "MRPC":  # what counts as a paraphrase here: the same topic
         return [w.act(topic), w.act(second)], label
     if task == "QQP":
         return [fact(w.rng.choice(list(FACTS)), w.story(about, good))[0] for about in (topic, second)], label
-    if task == "STS-B":  # topic weighs 3, mood 2
-        same = w.coin()
-        score = 3 * yes + 2 * same + w.rng.choice((-0.25, 0, 0.25))
-        return [w.judge(topic, good), w.judge(second, good == same)], f"{min(5, max(0, score)):.3f}"
+    if task == "STS-B":  # the same topic weighs 2, mood 1.5, number 1
+        mood, number, plural = w.coin(), w.coin(), w.coin()
+        score = 2 * yes + 1.5 * mood + number + w.rng.uniform(0, 0.5)
+        return [w.judge(topic, good, plural=plural),
+                w.judge(second, good == mood, plural=plural == number)], f"{score:.3f}"
     if task == "MNLI":  # neutral: another topic; contradiction: the other mood
         label = w.rng.choice(("entailment", "contradiction", "neutral"))
         about, mood = (other, w.coin()) if label == "neutral" else (topic, good == (label == "entailment"))
@@ -164,10 +168,15 @@ def example(task, w):
     label = "entailment" if yes else "not_entailment"
     if task == "RTE":  # a hen is a beast, a boat is none
         return [w.judge(topic, good), "The {kind} is {adjective}.".format(**w.story(second, w.coin()))], label
-    asked, told = w.rng.sample(("where", "when", "how many", "colour"), 2)  # QNLI: is the question answered?
-    question, off_topic = w.story(topic, good), not yes and w.coin()
-    answer = w.story(other, good) if off_topic else question
-    return [fact(asked, question)[0], fact(asked if yes or off_topic else told, answer)[1]], label
+    # QNLI: does the sentence tell what is asked, of those things and of this person?
+    faults = () if yes else w.faults(("fact", "thing", "person"), 0.25)
+    (asked, told), names = w.rng.sample(("where", "when", "how many", "colour"), 2), w.rng.sample(NAMES, 2)
+    question, answer = w.story(topic, good, names[0]), w.story(other, good, names[1])
+    answer = answer if "thing" in faults else question
+    if "person" in faults or yes and w.coin():  # two names, else these alone would tell
+        question = question | {"asked": names[0][0]}
+        answer = answer | {"who": names["person" in faults][0]}
+    return [fact(asked, question)[0], fact(told if "fact" in faults else asked, answer)[1]], label
 
 def table(task, split, rows, w, seen):
     """The text of one TSV file; no row's texts are in the set `seen`, to which they are added."""
@@ -209,19 +218,18 @@ def squad(version, passages, w):
 # ---- All files ----
 def files(seed=0):
     """Yield (path in the folder, text) of every toy file."""
-    for name, count in (("corpus.txt", 3000), ("held-out.txt", 200)):
-        w = Writer(f"{seed} {name}", hints=0.7)
+    for name, count in (("corpus.txt", 3500), ("held-out.txt", 150)):
+        w = Writer(f"{seed} {name}", hints=0.9)
         yield name, "\n\n".join("\n".join(w.document()) for _ in range(count)) + "\n"
     for task in COLUMNS:
         seen, ends = set(), {"_matched": ALL, "_mismatched": REST} if task == "MNLI" else {"": ALL}
-        name, rows = f"glue/{task}/train.tsv", 1000 if task in ("SST-2", "MRPC") else 1600
-        yield name, table(task, "train", rows, Writer(f"{seed} {name}", HALF), seen)
-        for split, rows in (("dev", 400), ("test", 100)):
-            for end, view in ends.items():  # mismatched: only words that training rows do not use
+        for split, rows in zip(("train", "dev", "test"), ROWS.get(task, (1200, 300, 100))):
+            # mismatched: only words that training rows do not use
+            for end, view in ({"": HALF} if split == "train" else ends).items():
                 name = f"glue/{task}/{split}{end}.tsv"
                 yield name, table(task, split, rows, Writer(f"{seed} {name}", view), seen)
     for version in ("1.1", "2.0"):
-        for split, count, view in (("train", 600, HALF), ("dev", 100, ALL)):
+        for split, count, view in (("train", 200, HALF), ("dev", 100, ALL)):
             name = f"squad/{split}-v{version}.json"
             yield name, squad(version, count, Writer(f"{seed} {name}", view))
 

@@ -1,0 +1,102 @@
+"""Which brief score foretells full training? Backbones from super-nets warmed in several ways, against the instrument.
+
+The paper scores a candidate after 40,000 steps from shared weights (App. D.1) and calls the ranking's correlation high
+(Fig. 8). Here every backbone of a finished studies/instrument.py is scored in several brief ways, and Kendall's tau-b
+with its full score is set beside the seconds that a way takes. About half an hour on two cores; the same command again
+goes on, and writes RUN/proxy.tsv:
+
+    python studies/proxy.py --run runs/instrument
+
+A way is NET:STEPS:ROWS, the pre-training steps and the training rows of a task. NET is 0 (random weights), 4x500 (four
+backbones of 500 steps each start together from random weights and write back), or 4+500 (one after the other).
+"""
+import random
+import re
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import data  # noqa: E402
+import opnas  # noqa: E402
+from draw import measured  # noqa: E402
+from glue import kendall_tau  # noqa: E402
+from supernet import SuperNet, write_order  # noqa: E402
+
+WAYS = ("0:125:1000", "0:250:1000", "0:500:1000", "0:500:0", "4x500:100:1000", "4x500:200:1000", "4+500:50:1000",
+        "4+500:100:1000", "4+500:100:0", "4+500:200:1000", "4+500:400:1000", "4+500:800:1000", "4+1000:100:1000")
+
+def warmed(key):
+    """Write RUN/net-NET.pt, the slots of a super-net after both branches of every layer have been trained; its seconds."""
+    (net,), proxy, backbone, begun = key, opnas.PROXY, None, time.process_time()
+    count, way, steps = re.fullmatch(r"(\d+)(?:([x+])(\d+))?", net).groups("0")
+    shared, rng, done = SuperNet(proxy.config, proxy.s.seed), random.Random("proxy"), []
+    for i in range(int(count)):
+        backbone = opnas.random_backbone(proxy.config.layers, rng, backbone if i % 2 else None)
+        while proxy.probe(backbone):
+            backbone = opnas.random_backbone(proxy.config.layers, rng, backbone if i % 2 else None)
+        child = shared.child(backbone)
+        losses = proxy.pretrain(child, int(steps), proxy.s.seed, i * int(steps) * (way == "+"))
+        if way == "+":
+            shared.absorb(child)
+        done.append((-sum(losses), child))
+    for i in write_order([score for score, _ in done]) if way == "x" else ():
+        shared.absorb(done[i][1])
+    opnas.save(proxy.folder / f"net-{net}.pt", shared.slots)
+    return time.process_time() - begun,
+
+def scored(key):
+    """(seconds, mlm, nsp, score of each task) of a (way, backbone)."""
+    (way, backbone), proxy, begun = key, opnas.PROXY, time.process_time()
+    net, steps, rows = way.split(":")
+    genes, slots = tuple(backbone.split(" | ")), opnas.load(proxy.folder / f"net-{net}.pt")
+    model = SuperNet(proxy.config, slots=slots).child(genes) if net != "0" else proxy.model(genes, proxy.s.seed)
+    losses = proxy.pretrain(model, int(steps), proxy.s.seed, offset=5000)
+    proxy.s = replace(proxy.s, rows=int(rows))
+    tasks = [score for _, score in proxy.scores(model, proxy.s.seed)]
+    return time.process_time() - begun, *losses, *tasks
+
+def agreement(x, full, resamples=2000):
+    """(tau-b, least, most): a 95 % interval by resampling backbones."""
+    picked = np.random.default_rng(0).integers(len(x), size=(resamples, len(x)))
+    return kendall_tau(x, full)[0], *np.quantile([kendall_tau(x[i], full[i])[0] for i in picked], (0.025, 0.975))
+
+def summary(found, full):
+    """Lines: for each way tau-b of score, score - NSP loss, NSP and MLM, over all and within the better half.
+    found: {way: (backbones, cells)}; full: (backbones,) scores of full training."""
+    better, lines = full >= np.median(full), [f"{len(full)} backbones; tau-b [95 %] over all, then in the better half"]
+    lines.append(f"{'way':16}seconds" + "".join(f"{x:>28}" for x in ("score", "score - NSP loss", "NSP", "MLM")))
+    for way, x in found.items():
+        score, mlm, nsp = x[:, 3:].mean(1), x[:, 1], x[:, 2]
+        cells = ["{:6.2f} [{:.2f},{:.2f}]".format(*agreement(y, full)) + "{:6.2f}".format(
+                 kendall_tau(y[better], full[better])[0]) for y in (score, score - nsp, -nsp, -mlm)]
+        lines.append(f"{way:16}{x[:, 0].mean():7.1f}" + "".join(f"{cell:>28}" for cell in cells))
+    return "\n".join(lines)
+
+def proxy(run: str = "runs/instrument", ways: tuple[str, ...] = WAYS, workers: int = 2):
+    """Which brief score foretells full training? Scores the instrument's backbones in several ways, and prints their
+    rank correlations with full training.
+
+    run: the folder of studies/instrument.py
+    ways: NET:STEPS:ROWS, see above"""
+    folder = Path(run)
+    rows = [line.split("\t") for line in (folder / "rows.tsv").read_text().splitlines()]
+    at, full, start = rows[0].index("backbone"), {}, (folder, "cpu")
+    for row in rows[1:]:
+        full.setdefault(row[at], []).append(np.mean([float(x) for x in row[rows[0].index("nsp") + 1:] if x != row[at]]))
+    opnas.start_worker(*start)
+    measured(folder / "nets.tsv", ["net", "seconds"], [(net,) for net in dict.fromkeys(way.split(":")[0] for way in ways)],
+             warmed, workers, start)
+    head = ["way", "backbone", "seconds", "mlm", "nsp", *opnas.PROXY.s.tasks]
+    done = measured(folder / "proxy.tsv", head, [(way, b) for way in ways for b in full], scored, workers, start)
+    cells = {(way, b): list(map(float, more)) for way, b, *more in done}
+    found = {way: np.array([cells[way, b] for b in full]) for way in ways}
+    text = summary(found, np.array([np.mean(x) for x in full.values()]))
+    data.write_beside(folder / "proxy.txt", text + "\n")
+    print(text)
+
+if __name__ == "__main__":
+    data.run(__doc__, proxy, usual=proxy)
