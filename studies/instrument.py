@@ -9,11 +9,9 @@ each. About 40 seconds of one core a training; the same command again goes on wi
 import collections
 import itertools
 import json
-import multiprocessing
 import random
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import autobert  # noqa: E402
 import data  # noqa: E402
 import opnas  # noqa: E402
-from draw import tsv  # noqa: E402
+from draw import measured  # noqa: E402
 
 def varied(count, layers, probe, seed):
     """{name: backbone}: the published four, then by turns random ones that do not collapse and mutants of the four."""
@@ -43,35 +41,36 @@ def varied(count, layers, probe, seed):
         seen.add(backbone)
     return found
 
-def trained(job):
-    """A row of the table, of a (name, seed, backbone)."""
-    name, seed, backbone = job
-    start, proxy = time.time(), opnas.PROXY
-    model = proxy.model(backbone, seed)
-    mlm, nsp = proxy.pretrain(model, proxy.s.final_steps, seed)
-    scores = [x for _, x in proxy.scores(model, seed, final=True)]
-    return name, seed, round(time.time() - start, 1), mlm, nsp, *scores, " | ".join(backbone)
+def trained(key):
+    """(seconds, held-out MLM and NSP losses, score of each task) of a (name, seed, backbone)."""
+    (_, seed, backbone), begun, proxy = key, time.process_time(), opnas.PROXY
+    model = proxy.model(tuple(backbone.split(" | ")), int(seed))
+    losses = proxy.pretrain(model, proxy.s.final_steps, int(seed))
+    scores = [x for _, x in proxy.scores(model, int(seed), final=True)]
+    return time.process_time() - begun, *losses, *scores
 
-def icc(scores):
-    """Of scores (backbones, seeds): the share of variance between backbones (one-way, a single training)."""
+def icc(scores, trainings=1):
+    """Of scores (backbones, seeds): the share of variance between backbones (one-way), in means of so many trainings."""
     k, within = scores.shape[1], scores.var(1, ddof=1).mean()
     between = max(0.0, scores.mean(1).var(ddof=1) - within / k)
-    return between / (between + within)
+    return between / (between + within / trainings)
 
 def summarise(rows, tasks):
-    """Print a line per task and for their mean: least, median, most, sd within, ICC over all and the better half."""
+    """Print a line per task and for their mean: least, median, most, sd within; the ICC over all and within the better
+    half, of one training and of the mean over the seeds."""
     names = list(dict.fromkeys(row[0] for row in rows))
     seeds = min(sum(row[0] == name for row in rows) for name in names)
-    table = np.array([[[float(x) for x in row[3:5 + len(tasks)]] for row in rows if row[0] == name][:seeds]
-                      for name in names])
+    table = np.array([[[float(x) for x in row[4:]] for row in rows if row[0] == name][:seeds] for name in names])
     scores = {"mean": table[:, :, 2:].mean(2), **{task: table[:, :, 2 + i] for i, task in enumerate(tasks)},
               "MLM": table[:, :, 0], "NSP": table[:, :, 1]}
     better = np.argsort(-scores["mean"].mean(1))[:len(names) // 2]
-    titles = "".join(f"{title:>8}" for title in ("", "least", "median", "most", "within", "ICC", "better"))
+    titles = "".join(f"{title:>8}" for title in ("", "least", "median", "most", "within", "ICC", "better", "of mean",
+                                                     "better"))
     print(f"{len(names)} backbones, {seeds} seeds\n{titles}")
     for name, x in scores.items():
         m = x.mean(1)
         cells = m.min(), np.median(m), m.max(), x.var(1, ddof=1).mean() ** 0.5, icc(x), icc(x[better])
+        cells += icc(x, seeds), icc(x[better], seeds)
         print(f"{name:8}" + "".join(f"{cell:8.3f}" for cell in cells))
     for i in np.argsort(-scores["mean"].mean(1)):
         print(f"{names[i]:14}" + " ".join(f"{x:.3f}" for x in scores["mean"][i]))
@@ -86,22 +85,15 @@ def instrument(backbones: int = 24, seeds: int = 3, lr: float = 3e-3, seed: int 
     lr: of pre-training, the same for all
     seed: of the choice of backbones"""
     folder, s = Path(out), opnas.PRESETS["toy"]
-    s, tasks = replace(s, pretrain=replace(s.pretrain, lr=lr)), s.tasks
+    s = replace(s, pretrain=replace(s.pretrain, lr=lr))
     data.open_corpus(corpus, folder / "corpus", autobert.SIZES[s.size].vocab)
     about = {"corpus": str(folder / "corpus"), "glue": glue, **asdict(s)}
     data.write_beside(folder / "settings.json", json.dumps(about))
     opnas.start_worker(folder, "cpu")
     genes = varied(backbones, opnas.PROXY.config.layers, opnas.PROXY.probe, seed)
-    path, head = folder / "rows.tsv", ("name", "seed", "seconds", "mlm", "nsp", *tasks, "backbone")
-    done = [line.split("\t") for line in path.read_text().splitlines()[1:]] if path.exists() else []
-    known = {(row[0], row[1]) for row in done}
-    todo = [(name, i, genes[name]) for i, name in itertools.product(range(seeds), genes) if (name, str(i)) not in known]
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), opnas.start_worker, (folder, "cpu"))
-    for row in (map if workers == 1 else pool.map)(trained, todo):
-        done.append([str(x) for x in row])
-        data.write_beside(path, tsv(head, *done))
-        print(*row[:-1], flush=True)
-    summarise(done, tasks)
+    todo = [(name, str(i), " | ".join(genes[name])) for i, name in itertools.product(range(seeds), genes)]
+    head = ("name", "seed", "backbone", "seconds", "mlm", "nsp", *s.tasks)
+    summarise(measured(folder / "rows.tsv", head, todo, trained, workers, (folder, "cpu")), s.tasks)
 
 if __name__ == "__main__":
     data.run(__doc__, usual=instrument)

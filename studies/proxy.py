@@ -84,9 +84,9 @@ def proxy(run: str = "runs/instrument", ways: tuple[str, ...] = WAYS, workers: i
     ways: NET:STEPS:ROWS, see above"""
     folder = Path(run)
     rows = [line.split("\t") for line in (folder / "rows.tsv").read_text().splitlines()]
-    at, full, start = rows[0].index("backbone"), {}, (folder, "cpu")
-    for row in rows[1:]:
-        full.setdefault(row[at], []).append(np.mean([float(x) for x in row[rows[0].index("nsp") + 1:] if x != row[at]]))
+    full, start = {}, (folder, "cpu")
+    for _, _, backbone, _, _, _, *scores in rows[1:]:
+        full.setdefault(backbone, []).append(np.mean([float(x) for x in scores]))
     opnas.start_worker(*start)
     measured(folder / "nets.tsv", ["net", "seconds"], [(net,) for net in dict.fromkeys(way.split(":")[0] for way in ways)],
              warmed, workers, start)

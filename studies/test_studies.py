@@ -267,8 +267,8 @@ def test_a_proxy_that_ranks_as_full_training_has_a_tau_of_1(search, tmp_path, ca
     assert "-1.00 [-1.00,-1.00] -1.00" in proxy.summary({"w": other}, x)
     search(tmp_path)
     backbones = [*dict.fromkeys(row[-1] for row in rows_of(tmp_path / "candidates.tsv"))][:3]
-    (tmp_path / "rows.tsv").write_text("name\tseed\tseconds\tmlm\tnsp\tRTE\tbackbone\n" + "".join(
-        f"a\t0\t1\t2\t.5\t{worth(b.split(' | '))}\t{b}\n" for b in backbones * 2))
+    (tmp_path / "rows.tsv").write_text("name\tseed\tbackbone\tseconds\tmlm\tnsp\tRTE\n" + "".join(
+        f"a\t0\t{b}\t1\t2\t.5\t{worth(b.split(' | '))}\n" for b in backbones * 2))
     proxy.proxy(str(tmp_path), ("0:1:9", "2x1:1:9", "2+1:1:9"), 1)
     assert len(rows_of(tmp_path / "proxy.tsv")) == 9 and capsys.readouterr().out.count("1.00 [") >= 3
 
@@ -434,6 +434,7 @@ def test_the_training_steps_kernels_and_edits_of_the_vectors_by_hand(vectors):
 def test_an_instrument_that_only_repeats_itself_has_an_icc_of_1_and_noise_has_none():
     assert instrument.icc(np.array([[1.0, 1.0], [2.0, 2.0], [4.0, 4.0]])) == 1
     assert instrument.icc(np.array([[1.0, 3.0], [2.0, 2.0], [3.0, 1.0]])) == 0
-    assert instrument.icc(np.array([[1.0, 3.0], [5.0, 7.0]])) == pytest.approx(7 / 9)  # between 8 - 2 / 2, within 2
+    x = np.array([[1.0, 3.0], [5.0, 7.0]])  # between 8 - 2 / 2, within 2
+    assert instrument.icc(x) == pytest.approx(7 / 9) and instrument.icc(x, 2) == pytest.approx(7 / 8)
     genes = instrument.varied(7, 2, lambda backbone: None, 0)
     assert len(set(genes.values())) == 7 and genes["bert"] == autobert.load_backbone("bert", 2)
