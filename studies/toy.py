@@ -42,7 +42,7 @@ FACTS = {  # kind of fact: question, statement, answer
     "colour": ("What colour are the {thing}s of {asked}?", "{who} {verb}s the {colour} {thing}s.", "{colour}"),
     "who": ("Who {verb}s the {thing}s?", "{first} {verb}s the {thing}s.", "{first}")}
 FAULTS = ("determiner", "verb", "object", "order", "topic")  # what makes a sentence wrong
-ROWS = {"CoLA": (4000, 1000, 100), "QNLI": (4000, 1000, 100), "STS-B": (2000, 1000, 100)}  # of train, dev, test
+ROWS = {"CoLA": (3000, 500, 100), "QNLI": (4000, 1000, 100), "STS-B": (4000, 1000, 100)}  # of train, dev, test
 HALF, REST, ALL = slice(0, None, 2), slice(1, None, 2), slice(None)  # views of a list of words
 
 # ---- Sentences and documents ----
