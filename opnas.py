@@ -1,15 +1,14 @@
 """Operation-Priority NAS (paper Sec. 3.2, Algorithm 1, Eq. 3): the search, from text to a judged backbone.
 
-Random backbones are scored; then, round by round, the best are mutated. A mutant starts from the super-net's weights,
-pre-trains briefly, and its mean score on a few tasks is its fitness. A mutation puts in what has done well, by upper
-confidence bounds (UCB): ops at a position of a path, kernels in a layer.
+Random backbones are scored; then the best are mutated, round by round. A mutant starts from the super-net's weights and
+pre-trains briefly; its mean score on a few tasks counts. What a mutation puts in is drawn by upper confidence bounds
+(UCB), by what has done well: ops at a position of a path, kernels in a layer.
 
     M      all candidates ever scored              K    parents of a round
     u_i    UCB score of op or kernel i (Eq. 3)     p    softmax(u / tau), what is drawn
     mu_i   mean score of those with i at a place   N_i  how often it stood there, N their sum
 
     python opnas.py    # toy size, made-up language
-
 Read last. The method ends where "A run" begins.
 """
 import json
@@ -61,13 +60,14 @@ class SearchSettings:
     pretrain: autobert.PretrainSettings = autobert.PRETRAIN["toy"]
     tune: glue.FinetuneSettings = glue.PRESETS["toy"]
 
-PAPER = SearchSettings(  # App. D.1: 100 + 27 * 25 = 775 candidates
-    "base", tuple(glue.TASKS), population=100, parents=5, children=5, rounds=27, alpha=0.01, cold=1,
-    steps=40_000, final_steps=1_000_000, tune=glue.PRESETS["paper"],
+PAPER = SearchSettings(
+    "base", tuple(glue.TASKS), population=100, parents=5, children=5, rounds=27, alpha=0.01, cold=1, steps=40_000,
+    final_steps=1_000_000, tune=glue.PRESETS["paper"],  # App. D.1: 100 + 27 * 25 = 775 candidates
     pretrain=replace(autobert.PRETRAIN["base"], lr=2e-4, warmup=0.02))
 SMALL = replace(PAPER, size="small", tasks=("CoLA", "MRPC", "RTE", "STS-B"), population=50, rounds=4, alpha=None,
                 cold=5, steps=2000, final_steps=40_000, pretrain=replace(PAPER.pretrain, batch=64, lr=5e-4))
-PRESETS = {"toy": SearchSettings(), "small": SMALL, "paper": PAPER}
+EVENING = SearchSettings(population=60, parents=5, children=4, rounds=30, finalists=10, final_seeds=3)
+PRESETS = {"toy": SearchSettings(), "evening": EVENING, "small": SMALL, "paper": PAPER}
 
 # ---- UCB (Eq. 3) ----
 class OperationPriority:
@@ -169,23 +169,20 @@ def mutate_dag(dag, tables, rng):
             nodes[t + 1][rng.randrange(1, len(nodes[t + 1]))] = slot
     return ops.canonical(nodes) if nodes else ()
 
-def mutate_intra(backbone, tables, rng, counts):
+def mutate_intra(backbone, tables, rng):
     """MutationIntraLayer (l.7): a random layer's new kernel, or a legal edit of its path."""
     layer = rng.randrange(len(backbone))
     if kernel_of(backbone[layer]):
         return with_gene(backbone, layer, f"conv {tables.draw(('layer', layer), rng)}")
     dag = mutate_dag(ops.parse(backbone[layer]), tables, rng)
-    if ops.why_illegal(dag):
-        counts["illegal edits"] += 1
-        return backbone
-    return with_gene(backbone, layer, ops.formula(dag))
+    return backbone if ops.why_illegal(dag) else with_gene(backbone, layer, ops.formula(dag))
 
 def mutate(parent, tables, rng, seen, counts):
     """A child of a backbone (l.6, l.7): changed, never seen. After 200 tries a layer grows anew."""
     between = mutate_inter(parent, tables, rng, counts)
     taken = {between, *seen}
     for _ in range(200):
-        child = mutate_intra(between, tables, rng, counts)
+        child = mutate_intra(between, tables, rng)
         if child not in taken:
             return child
     while child in taken:
@@ -219,14 +216,15 @@ def best_of(candidates, k):
 
 def plan(s):
     """[(kind, new candidates, ones judged again)] of each round. CHOICE: scores of different rounds must be comparable,
-    though the super-net matures. So a first generation with both branches of every layer warms it; that is judged
-    again, as are the parents of each round and the best at the end."""
+    though the super-net matures. So a first generation with both branches of every layer warms it, one after the other;
+    that is judged again, as are the parents of each round and the best at the end."""
     size, shares = s.parents * s.children, s.strategy != "random"
     first, last = s.warm * shares, s.finalists * shares
     # CHOICE: M_0 comes a round's size at a time (l.1, l.2), or all would start from an untrained super-net
     chunks = [("random", min(size, s.population - i), 0) for i in range(first, s.population, size)]
     rounds = [("random", size, 0) if "random" in s.strategy else ("mutants", size, s.parents * s.again)] * s.rounds
-    return [("first", first, 0), ("again", 0, first)] * (first > 0) + chunks + rounds + [("last", 0, last)] * (last > 0)
+    warm = [("first", 1, 0)] * first + [("again", 0, first)] * (first > 0)
+    return warm + chunks + rounds + [("last", 0, last)] * (last > 0)
 
 def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda *_: None):
     """Algorithm 1 -> a log: every Candidate, those turned away too. fitness(round, batch, log) -> the batch, judged.
@@ -242,7 +240,7 @@ def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda 
         for i in range(size):
             parent, reason = parents[i % len(parents)] if parents else None, "not tried"  # l.5
             while reason:
-                other = batch[-1].backbone if kind == "first" and i % 2 else None
+                other = M[-1].backbone if kind == "first" and number % 2 else None
                 backbone = (mutate(parent.backbone, tables, rng, seen, counts) if parent  # l.6, l.7
                             else random_backbone(layers, rng, other))
                 if backbone not in seen:
@@ -309,7 +307,7 @@ class Proxy:
         found = []
         for task, ((rows, labels), dev) in self.tasks.items():
             order, tenth = np.random.default_rng(seed).permutation(len(rows)), len(rows) // 10
-            parts = order[tenth:][:self.s.rows or None], order[:tenth]
+            parts = order[tenth:][:not final and self.s.rows or None], order[:tenth]
             train, rest = (([rows[i] for i in part], labels[part]) for part in parts)
             _, score = glue.finetune(model.encoder, task, train, dev if final else rest, self.s.tune, seed, self.device)
             found.append((task, max(0.0, float(score))))
@@ -322,8 +320,7 @@ class Proxy:
         child = supernet.SuperNet(self.config, slots=slots).child(backbone) if slots else self.model(backbone, seed)
         try:
             mlm, nsp = self.pretrain(child, steps, seed, offset)
-            # CHOICE: from scratch nobody learns so soon
-            reason = "" if mlm < self.unigram - 0.05 or not slots else "no learning"
+            reason = "" if mlm < self.unigram - 0.05 or not slots else "no learning"  # CHOICE: scratch takes longer
             tasks = () if reason else self.scores(child, seed)
         except autobert.Diverged:
             reason = "diverged"
@@ -371,15 +368,14 @@ class Run:
         self.folder, self.map, self.s, self.begun, self.done = folder, map, PROXY.s, time.time(), 0
         path = folder / "state.pt"
         if not path.exists():
-            slots = supernet.SuperNet(PROXY.config, self.s.seed).slots
             save(path, dict(config=asdict(PROXY.config), corpus=str(PROXY.corpus.folder), log=(), offset=0,
-                           slots=slots))
+                            slots=supernet.SuperNet(PROXY.config, self.s.seed).slots))
         self.log = [Candidate(*c) for c in load(path)["log"]]
 
     def fitness(self, number, batch, log):
         """Judge a round from one snapshot of the super-net, then write back, best last."""
         state, judged = load(self.folder / "state.pt"), []
-        steps = self.s.steps * (self.s.cold if number == 0 and self.s.strategy != "random" else 1)
+        steps = self.s.steps * (self.s.cold if number < self.s.warm and self.s.strategy != "random" else 1)
         paths = [self.folder / f"round-{number}-{c.number}.pt" for c in batch]
         jobs = [("judge", path, c.backbone, steps, state["offset"]) for c, path in zip(batch, paths)]
         for c, path, _ in zip(batch, paths, self.map(once, jobs)):
@@ -437,12 +433,11 @@ def interval(x):
 
 def verdict(gaps):
     """In words; gaps: (seeds,), the winner minus bert, in points."""
-    n, mean = len(gaps), gaps.mean()
-    if n == 1:
-        return f"The winner ended {mean:+.1f} from bert. One training of each is no evidence; try --final-seeds 5."
-    error = interval(gaps)
+    if len(gaps) == 1:
+        return f"The winner ended {gaps[0]:+.1f} from bert. One training of each is no evidence; try --final-seeds 5."
+    mean, error = gaps.mean(), interval(gaps)
     where = "above" if mean > error else "below" if mean < -error else "level with"
-    return f"The winner is {where} bert: {mean:+.1f} ± {error:.1f} (95 %, {n} trainings of each)."
+    return f"The winner is {where} bert: {mean:+.1f} ± {error:.1f} (95 %, {len(gaps)} trainings of each)."
 
 def judge_winner(run, winner):
     """Train winner, bert and autobert-zero alike; print the table."""

@@ -7,8 +7,9 @@ goes on, and writes RUN/proxy.tsv:
 
     python studies/proxy.py --run runs/instrument
 
-A way is NET:STEPS:ROWS, the pre-training steps and the training rows of a task. NET is 0 (random weights), 4x500 (four
-backbones of 500 steps each start together from random weights and write back), or 4+500 (one after the other).
+A way is NET:STEPS:ROWS:LR, the pre-training steps, the training rows of a task (0: all) and the peak learning rate. NET
+is 0 (random weights), 4x500 (four random backbones of 500 steps each start together from random weights and write back),
+4+500 (one after the other), or bert+500 (bert, then convolutions only).
 """
 import random
 import re
@@ -22,22 +23,26 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data  # noqa: E402
 import opnas  # noqa: E402
+from autobert import load_backbone  # noqa: E402
 from draw import measured  # noqa: E402
 from glue import kendall_tau  # noqa: E402
 from supernet import SuperNet, write_order  # noqa: E402
 
-WAYS = ("0:125:1000", "0:250:1000", "0:500:1000", "0:500:0", "4x500:100:1000", "4x500:200:1000", "4+500:50:1000",
-        "4+500:100:1000", "4+500:100:0", "4+500:200:1000", "4+500:400:1000", "4+500:800:1000", "4+1000:100:1000")
+WAYS = ("4+500:100:1000", "4+500:200:1000:1e-3", "0:250:1000", "bert+1000:100:1000:1e-3", "0:500:1000",
+        "bert+1000:200:1000:1e-3", "4x500:100:1000", "4+500:200:1000", "4+500:400:1000:1e-3", "4+500:100:0")
 
 def warmed(key):
     """Write RUN/net-NET.pt, the slots of a super-net after both branches of every layer have been trained; its seconds."""
     (net,), proxy, backbone, begun = key, opnas.PROXY, None, time.process_time()
-    count, way, steps = re.fullmatch(r"(\d+)(?:([x+])(\d+))?", net).groups("0")
+    first, way, steps = re.fullmatch(r"(\d+|bert)(?:([x+])(\d+))?", net).groups("0")
     shared, rng, done = SuperNet(proxy.config, proxy.s.seed), random.Random("proxy"), []
-    for i in range(int(count)):
-        backbone = opnas.random_backbone(proxy.config.layers, rng, backbone if i % 2 else None)
+    for i in range(2 if first == "bert" else int(first)):
+        other = backbone if i % 2 else None  # then both branches of every layer are trained
+        backbone = opnas.random_backbone(proxy.config.layers, rng, other)
         while proxy.probe(backbone):
-            backbone = opnas.random_backbone(proxy.config.layers, rng, backbone if i % 2 else None)
+            backbone = opnas.random_backbone(proxy.config.layers, rng, other)
+        if first == "bert" and not i:
+            backbone = load_backbone("bert", proxy.config.layers)
         child = shared.child(backbone)
         losses = proxy.pretrain(child, int(steps), proxy.s.seed, i * int(steps) * (way == "+"))
         if way == "+":
@@ -51,11 +56,11 @@ def warmed(key):
 def scored(key):
     """(seconds, mlm, nsp, score of each task) of a (way, backbone)."""
     (way, backbone), proxy, begun = key, opnas.PROXY, time.process_time()
-    net, steps, rows = way.split(":")
+    net, steps, rows, *lr = way.split(":")
+    proxy.s = replace(proxy.s, rows=int(rows), pretrain=replace(proxy.s.pretrain, lr=float((lr or [3e-3])[0])))
     genes, slots = tuple(backbone.split(" | ")), opnas.load(proxy.folder / f"net-{net}.pt")
     model = SuperNet(proxy.config, slots=slots).child(genes) if net != "0" else proxy.model(genes, proxy.s.seed)
     losses = proxy.pretrain(model, int(steps), proxy.s.seed, offset=5000)
-    proxy.s = replace(proxy.s, rows=int(rows))
     tasks = [score for _, score in proxy.scores(model, proxy.s.seed)]
     return time.process_time() - begun, *losses, *tasks
 
@@ -81,7 +86,7 @@ def proxy(run: str = "runs/instrument", ways: tuple[str, ...] = WAYS, workers: i
     rank correlations with full training.
 
     run: the folder of studies/instrument.py
-    ways: NET:STEPS:ROWS, see above"""
+    ways: NET:STEPS:ROWS:LR, see above"""
     folder = Path(run)
     rows = [line.split("\t") for line in (folder / "rows.tsv").read_text().splitlines()]
     full, start = {}, (folder, "cpu")
