@@ -337,7 +337,7 @@ class SquadSettings(FinetuneSettings):
 
 # For v1.1 and v2.0; epochs and batch of App. D.2. CHOICE: the rest is BERT's
 _PAPER = SquadSettings(3, 2e-5, warmup=0.01, batch=32, n=384, stride=128, max_question=64)
-SQUAD_PRESETS = {"toy": (SquadSettings(),) * 2, "paper": (_PAPER, replace(_PAPER, epochs=2, batch=48))}
+SQUAD_PRESETS = {"toy": (SquadSettings(8, 1e-3),) * 2, "paper": (_PAPER, replace(_PAPER, epochs=2, batch=48))}
 
 class Window(NamedTuple):
     """A question with a stretch of its passage: [CLS] question [SEP] stretch [SEP]."""

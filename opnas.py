@@ -45,14 +45,14 @@ class SearchSettings:
     cold: int = flag(5, "its steps, times --steps")  # CHOICE: an untrained super-net trains longer, or no child learns
     population: int = flag(12, "random backbones, with those (l.1)")
     parents: int = flag(2, "K, mutated in each round (l.4)")
-    children: int = flag(2, "mutants of each parent (l.5)")
-    rounds: int = flag(2, "rounds of mutation (l.3)")  # CHOICE: "until convergence" (l.13) is a number
+    children: int = flag(3, "mutants of each parent (l.5)")
+    rounds: int = flag(4, "rounds of mutation (l.3)")  # CHOICE: "until convergence" (l.13) is a number
     again: int = flag(1, "1: judge parents again in each round")
     finalists: int = flag(3, "the best, judged again at the end")
     alpha: float = flag(None, "weight of the UCB bonus; default: 0.1 sd of the scores")
     tau: float = flag(None, "temperature of p; 1: the paper; default: likewise")
     collapse: float = flag(0.5, "least share of hidden states that varies by token")
-    rows: int = flag(0, "most training rows of a task; 0: all")
+    rows: int = flag(1000, "most training rows of a candidate's task; 0: all")
     steps: int = flag(100, "pre-training steps of a candidate")
     final_steps: int = flag(1000, "the same of winner, bert, autobert-zero")
     final_seeds: int = flag(1, "final trainings of each")
@@ -62,7 +62,7 @@ class SearchSettings:
 
 PAPER = SearchSettings(
     "base", tuple(glue.TASKS), population=100, parents=5, children=5, rounds=27, alpha=0.01, cold=1, steps=40_000,
-    final_steps=1_000_000, tune=glue.PRESETS["paper"],  # App. D.1: 100 + 27 * 25 = 775 candidates
+    rows=0, final_steps=1_000_000, tune=glue.PRESETS["paper"],  # App. D.1: 100 + 27 * 25 = 775 candidates
     pretrain=replace(autobert.PRETRAIN["base"], lr=2e-4, warmup=0.02))
 SMALL = replace(PAPER, size="small", tasks=("CoLA", "MRPC", "RTE", "STS-B"), population=50, rounds=4, alpha=None,
                 cold=5, steps=2000, final_steps=40_000, pretrain=replace(PAPER.pretrain, batch=64, lr=5e-4))
