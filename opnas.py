@@ -42,13 +42,13 @@ class SearchSettings:
     tasks: tuple[str, ...] = flag(("QNLI", "STS-B"), "the score is their mean", choices=tuple(glue.TASKS))
     strategy: str = flag("op-nas", "of Fig. 6", choices=("op-nas", "ea+ws", "random+ws", "random"))
     warm: int = flag(4, "size of a first generation, to warm the super-net")
-    cold: int = flag(5, "its steps, times --steps")  # CHOICE: an untrained super-net trains longer, or no child learns
-    population: int = flag(12, "random backbones, with those (l.1)")
+    cold: int = flag(4, "its steps, times --steps")  # CHOICE: an untrained super-net trains longer, or no child learns
+    population: int = flag(10, "random backbones, with those (l.1)")
     parents: int = flag(2, "K, mutated in each round (l.4)")
     children: int = flag(3, "mutants of each parent (l.5)")
     rounds: int = flag(4, "rounds of mutation (l.3)")  # CHOICE: "until convergence" (l.13) is a number
     again: int = flag(1, "1: judge parents again in each round")
-    finalists: int = flag(3, "the best, judged again at the end")
+    finalists: int = flag(2, "the best, judged again at the end")
     alpha: float = flag(None, "weight of the UCB bonus; default: 0.1 sd of the scores")
     tau: float = flag(None, "temperature of p; 1: the paper; default: likewise")
     collapse: float = flag(0.5, "least share of hidden states that varies by token")
