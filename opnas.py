@@ -66,7 +66,7 @@ PAPER = SearchSettings(
     pretrain=replace(autobert.PRETRAIN["base"], lr=2e-4, warmup=0.02))
 SMALL = replace(PAPER, size="small", tasks=("CoLA", "MRPC", "RTE", "STS-B"), population=50, rounds=4, alpha=None,
                 cold=5, steps=2000, final_steps=40_000, pretrain=replace(PAPER.pretrain, batch=64, lr=5e-4))
-EVENING = SearchSettings(population=60, parents=5, children=4, rounds=30, finalists=10, final_seeds=3)
+EVENING = SearchSettings(population=60, parents=5, children=4, rounds=35, finalists=10, final_seeds=3)
 PRESETS = {"toy": SearchSettings(), "evening": EVENING, "small": SMALL, "paper": PAPER}
 
 # ---- UCB (Eq. 3) ----

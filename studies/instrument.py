@@ -50,7 +50,7 @@ def trained(key):
     return time.process_time() - begun, *losses, *scores
 
 def icc(scores, trainings=1):
-    """Of scores (backbones, seeds): the share of variance between backbones (one-way), in means of so many trainings."""
+    """Of scores (backbones, seeds): variance between backbones, as a share (one-way), of means of so many trainings."""
     k, within = scores.shape[1], scores.var(1, ddof=1).mean()
     between = max(0.0, scores.mean(1).var(ddof=1) - within / k)
     return between / (between + within / trainings)

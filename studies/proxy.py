@@ -8,8 +8,8 @@ goes on, and writes RUN/proxy.tsv:
     python studies/proxy.py --run runs/instrument
 
 A way is NET:STEPS:ROWS:LR, the pre-training steps, the training rows of a task (0: all) and the peak learning rate. NET
-is 0 (random weights), 4x500 (four random backbones of 500 steps each start together from random weights and write back),
-4+500 (one after the other), or bert+500 (bert, then convolutions only).
+is 0 (random weights), 4x500 (four random backbones of 500 steps each start together from random weights and write
+back), 4+500 (one after the other), or bert+500 (bert, then convolutions only).
 """
 import random
 import re
@@ -32,7 +32,7 @@ WAYS = ("4+500:100:1000", "4+500:200:1000:1e-3", "0:250:1000", "bert+1000:100:10
         "bert+1000:200:1000:1e-3", "4x500:100:1000", "4+500:200:1000", "4+500:400:1000:1e-3", "4+500:100:0")
 
 def warmed(key):
-    """Write RUN/net-NET.pt, the slots of a super-net after both branches of every layer have been trained; its seconds."""
+    """Write RUN/net-NET.pt, the slots of a super-net once both branches of every layer are trained; its seconds."""
     (net,), proxy, backbone, begun = key, opnas.PROXY, None, time.process_time()
     first, way, steps = re.fullmatch(r"(\d+|bert)(?:([x+])(\d+))?", net).groups("0")
     shared, rng, done = SuperNet(proxy.config, proxy.s.seed), random.Random("proxy"), []
@@ -93,8 +93,8 @@ def proxy(run: str = "runs/instrument", ways: tuple[str, ...] = WAYS, workers: i
     for _, _, backbone, _, _, _, *scores in rows[1:]:
         full.setdefault(backbone, []).append(np.mean([float(x) for x in scores]))
     opnas.start_worker(*start)
-    measured(folder / "nets.tsv", ["net", "seconds"], [(net,) for net in dict.fromkeys(way.split(":")[0] for way in ways)],
-             warmed, workers, start)
+    nets = dict.fromkeys((way.split(":")[0],) for way in ways)
+    measured(folder / "nets.tsv", ["net", "seconds"], list(nets), warmed, workers, start)
     head = ["way", "backbone", "seconds", "mlm", "nsp", *opnas.PROXY.s.tasks]
     done = measured(folder / "proxy.tsv", head, [(way, b) for way in ways for b in full], scored, workers, start)
     cells = {(way, b): list(map(float, more)) for way, b, *more in done}
