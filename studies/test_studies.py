@@ -223,6 +223,7 @@ def test_a_turn_is_set_against_the_same_turn_of_the_other():
 import ablations  # noqa: E402
 import compare  # noqa: E402
 import child  # noqa: E402
+import collapse  # noqa: E402
 import proxy  # noqa: E402
 import sharing  # noqa: E402
 import supernet  # noqa: E402
@@ -251,11 +252,10 @@ def rows_of(path):
 def test_a_winners_child_computes_as_the_super_nets_and_training_goes_on_from_it(search, tmp_path, monkeypatch):
     search(tmp_path / "run")
     state = torch.load(tmp_path / "run/state.pt", weights_only=True)
-    net, corpus = supernet.SuperNet(autobert.ModelConfig(**state["config"]), slots=state["slots"]), state["corpus"]
+    net, corpus = supernet.SuperNet(autobert.ModelConfig(**state["config"]), 0, state["slots"]), state["corpus"]
     lent = net.child(autobert.load_backbone(f"{tmp_path}/run/best.json")).eval()
     child.child(f"{tmp_path}/run", f"{tmp_path}/child.pt")
-    autobert.train({"steps": 1, "batch": 4, "n": 32}, corpus, init=f"{tmp_path}/child.pt", device="cpu",
-                   out=f"{tmp_path}/m.pt")
+    autobert.train({"steps": 1, "batch": 4, "n": 32}, corpus, init=f"{tmp_path}/child.pt", out=f"{tmp_path}/m.pt")
     batches = data.PretrainingData(data.Corpus(corpus), data.split_held_out(data.Corpus(corpus))[0], 32, 4, 0)
     first = float((tmp_path / "m.pt.tsv").read_text().splitlines()[1].split("\t")[2])
     assert first == pytest.approx(autobert.held_out_loss(lent, batches, 1, torch.device("cpu"))[0], rel=1e-5)
@@ -271,6 +271,16 @@ def test_a_proxy_that_ranks_as_full_training_has_a_tau_of_1(search, tmp_path, ca
         f"a\t0\t{b}\t1\t2\t.5\t{worth(b.split(' | '))}\n" for b in backbones * 2))
     proxy.proxy(str(tmp_path), ("0:1:9", "2x1:1:9", "2+1:1:9"), 1)
     assert len(rows_of(tmp_path / "proxy.tsv")) == 9 and capsys.readouterr().out.count("1.00 [") >= 3
+
+def test_the_share_that_varies_is_the_probes_and_thresholds_are_counted_by_hand(tmp_path, capsys):
+    collapse.collapse(3, 8, 2, 1, str(tmp_path), str(HERE.parent / "toy/held-out.txt"), 1)
+    for seed in range(12):
+        backbone = opnas.random_backbone(3, random.Random(seed))
+        assert (collapse.varying(backbone) < 0.5) == (opnas.PROXY.probe(backbone) == "collapsed")
+    assert len(rows_of(tmp_path / "rows.tsv")) == 2 and "pass the probe" in capsys.readouterr().out
+    rows = [("0", "", "0.01", "5.0", "0.6"), ("1", "", "0.4", "3.0", "0.5"), ("2", "", "0.9", "2.0", "0.4")]
+    lines = [line.split() for line in collapse.summary([0.01, 0.4, 0.6, 0.9], rows, 4.0)]
+    assert lines[1] == "0.02 25% 0 of 1 2 of 2".split() and lines[6] == "0.50 50% 1 of 2 1 of 1".split()
 
 def test_a_landscape_does_what_its_family_says():
     def z(family, *backbone):  # the logit is z / 3
