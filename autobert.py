@@ -464,7 +464,7 @@ def train(s: PretrainSettings, corpus: str = "toy/corpus.txt", backbone: str = "
 
     pretrain(model, batches, s, device, None if rank else report, 0, optimizer, at["step"], rank, world)
     print(f"{out} holds {s.steps} steps of {backbone}" * (rank == 0))
-    if world > 1:  # gloo's threads must let go of Python's tensors before Python ends
+    if world > 1:  # else gloo's threads may still hold tensors when Python ends
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 

@@ -358,13 +358,13 @@ class PretrainingData:
         return batch | {"ids": ids, "positions": positions, "targets": targets, "next": rows[:, 4]}
 
 # ---- To look at ----
-def show(corpus: str = "toy/corpus.txt", n: int = 40):
+def show(corpus: str = "toy/corpus.txt", n: int = 24):
     """Follow two training pairs from raw text to arrays.
 
     corpus: the file
     n: tokens of a pair"""
     with tempfile.TemporaryDirectory() as folder:
-        data = open_corpus(corpus, f"{folder}/corpus", vocab=600)
+        data = open_corpus(corpus, f"{folder}/corpus", 650)
         batch = PretrainingData(data, np.arange(len(data)), n, batch=2, seed=0).batch(0)
     print("raw text  ", *next(read_documents([corpus]))[:4], sep="\n    ")
     for ids, segments, mask, positions, targets, label in zip(*batch.values()):

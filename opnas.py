@@ -1,8 +1,8 @@
 """Operation-Priority NAS (paper Sec. 3.2, Algorithm 1, Eq. 3): the search, from text to a judged backbone.
 
 Random backbones are scored; then the best are mutated, round by round. A mutant starts from the super-net's weights and
-pre-trains briefly; its mean score on a few tasks counts. What a mutation puts in is drawn by upper confidence bounds
-(UCB), by what has done well: ops at a position of a path, kernels in a layer.
+pre-trains briefly; its mean score on a few tasks counts. A mutation draws what it puts in by upper confidence
+bounds (UCB), what has done well more often: ops at a position of a path, kernels in a layer.
 
     M      all candidates ever scored              K    parents of a round
     u_i    UCB score of op or kernel i (Eq. 3)     p    softmax(u / tau), what is drawn
@@ -42,7 +42,7 @@ class SearchSettings:
     tasks: tuple[str, ...] = flag(("QNLI", "STS-B"), "the score is their mean", choices=tuple(glue.TASKS))
     strategy: str = flag("op-nas", "of Fig. 6", choices=("op-nas", "ea+ws", "random+ws", "random"))
     warm: int = flag(4, "size of a first generation, to warm the super-net")
-    cold: int = flag(4, "its steps, times --steps")  # CHOICE: an untrained super-net trains longer, or no child learns
+    cold: int = flag(4, "its steps, in --steps")  # CHOICE: an untrained super-net trains longer, or no child learns
     population: int = flag(10, "random backbones, with those (l.1)")
     parents: int = flag(2, "K, mutated in each round (l.4)")
     children: int = flag(3, "mutants of each parent (l.5)")
@@ -307,7 +307,7 @@ class Proxy:
         found = []
         for task, ((rows, labels), dev) in self.tasks.items():
             order, tenth = np.random.default_rng(seed).permutation(len(rows)), len(rows) // 10
-            parts = order[tenth:][:not final and self.s.rows or None], order[:tenth]
+            parts = order[tenth:][:None if final else self.s.rows or None], order[:tenth]
             train, rest = (([rows[i] for i in part], labels[part]) for part in parts)
             _, score = glue.finetune(model.encoder, task, train, dev if final else rest, self.s.tune, seed, self.device)
             found.append((task, max(0.0, float(score))))
@@ -409,8 +409,8 @@ def tell_useless(judged):
     """Print which task does not tell the candidates of a round apart: all are at chance, or at its ceiling."""
     for task, ((_, y), _) in PROXY.tasks.items():
         scores = [dict(c.tasks)[task] for c in judged if c.tasks]
-        chance = max(glue.score(task, y, np.full_like(y, x)) for x in np.unique(y)[:3])  # a constant's
-        if scores and (max(scores) < chance + 0.05 or min(scores) > 0.95):
+        chance = max(glue.score(task, y, np.full_like(y, x)) for x in np.unique(y)[:3])  # the best constant
+        if len(scores) > 1 and (max(scores) < chance + 0.05 or min(scores) > 0.95):
             print(f"-- {task} told nothing: {min(scores):.2f} to {max(scores):.2f}, chance {chance:.2f}", flush=True)
 
 def write_table(path, log):

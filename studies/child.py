@@ -1,4 +1,4 @@
-"""What do shared weights bring a winner? A search's winner with its super-net's weights, as a checkpoint to train on.
+"""Does full training gain from a winner's shared weights? Its checkpoint with them, to train on.
 
 The second AutoBERT-Zero row of Table 2 begins its pre-training so. A second, then the usual training:
 
@@ -17,7 +17,7 @@ import data  # noqa: E402
 import supernet  # noqa: E402
 
 def child(run: str = "runs/search", out: str = "child.pt"):
-    """What do shared weights bring a winner? Write a checkpoint of a search's winner that has them, in a second.
+    """Does full training gain from a winner's shared weights? Write a checkpoint that has them, in a second.
 
     run: the search's folder
     out: the checkpoint, for `autobert.py train --init`"""

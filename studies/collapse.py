@@ -1,6 +1,6 @@
-"""How many random backbones tell tokens apart no more, and do these ever learn? Where the probe's threshold should stand.
+"""How many random backbones give every token nearly the same hidden state, and do these ever learn?
 
-Post-LN makes a layer whose output is large and the same for all tokens wipe the tokens out; the deeper, the more often.
+With post-LN a layer whose output is large and alike for all tokens erases what sets them apart.
 The paper says nothing of it (Algorithm 1 draws at random); opnas.Proxy.probe turns such backbones away before training.
 Random backbones of a preset's depth are probed, and some over the whole range are trained at the toy's width. About 15
 minutes on two cores; the same command again goes on, and writes OUT/collapse.txt:
@@ -12,7 +12,6 @@ import random
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import torch
@@ -24,16 +23,15 @@ import opnas  # noqa: E402
 from draw import measured  # noqa: E402
 from glue import kendall_tau  # noqa: E402
 
-def start_worker(folder, device, layers):
-    """As opnas.start_worker, but with so many layers."""
-    sizes = {**autobert.SIZES, "toy": replace(autobert.SIZES["toy"], layers=layers)}
-    with mock.patch.object(autobert, "SIZES", sizes):
-        opnas.start_worker(folder, device)
+def at_depth(layers):
+    """The process's Proxy, with so many layers."""
+    opnas.PROXY.config = replace(opnas.PROXY.config, layers=layers)
+    return opnas.PROXY
 
 @torch.no_grad()
 def varying(backbone):
     """The share of the hidden states, as squares, that varies by token, at initialisation; 0 if not finite."""
-    proxy = opnas.PROXY
+    proxy = at_depth(len(backbone))
     batch = autobert.to_device(autobert.piece(proxy.held_out.batch(0)), torch.device("cpu"))
     hidden = proxy.model(backbone, proxy.s.seed).eval().encoder(batch["ids"], batch["segments"], batch["mask"])
     texts = [x[ids != data.PAD] for x, ids in zip(hidden, batch["ids"])]  # (real tokens, d) each
@@ -42,7 +40,8 @@ def varying(backbone):
 
 def trained(key):
     """(share of varying, held-out MLM and NSP losses) of a (number, backbone), trained from scratch."""
-    genes, proxy = tuple(key[1].split(" | ")), opnas.PROXY
+    genes = tuple(key[1].split(" | "))
+    proxy = at_depth(len(genes))
     try:
         losses = proxy.pretrain(proxy.model(genes, proxy.s.seed), proxy.s.steps, proxy.s.seed)
     except autobert.Diverged:
@@ -50,12 +49,13 @@ def trained(key):
     return varying(genes), *losses
 
 def sharpness(layers, draws, seed=0):
-    """Lines: how sharp p is behind so many draws that the probe lets pass, if what it turned away counts and if not."""
+    """Lines: how sharp p is once so many backbones have passed the probe, if those turned away count and if not."""
     rng, log = random.Random(f"sharpness {seed}"), []
     while sum(c.number is not None for c in log) < draws:
         backbone = opnas.random_backbone(layers, rng)
         away = opnas.PROXY.probe(backbone)
-        log.append(opnas.Candidate(None if away else len(log), 0, None, backbone, None if away else rng.gauss(0.5, 0.1)))
+        number, score = (None, None) if away else (len(log), rng.gauss(0.5, 0.1))
+        log.append(opnas.Candidate(number, 0, None, backbone, score))
     passed = opnas.last_of(log)
     return [f"{len(passed)} of {len(log)} random backbones pass the probe"] + [
         f"what was turned away {how}: perplexity of ops %.2f (N %d)" % opnas.OperationPriority(found).perplexity()
@@ -67,34 +67,36 @@ def summary(shares, rows, unigram):
     share, mlm, nsp = np.array([[float(x) for x in row[2:]] for row in rows]).T
     learnt = mlm < unigram - 0.05
     for t in (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7):
-        cells = f"{np.mean(np.array(shares) < t):18.0%}"
+        cells = f"{np.mean(np.array(shares) < t):17.0%}"
         for part in (learnt[share < t], learnt[share >= t]):
             cells += f"{part.sum():9} of {len(part):<6}"
-        lines.append(f"{t:10.2f}{cells}")
+        lines.append(f"{t:22.2f}{cells}")
     return [*lines, "Kendall's tau-b of the share with -MLM %.2f, with -NSP %.2f, n = %d" % (
         kendall_tau(share, -mlm)[0], kendall_tau(share, -nsp)[0], len(rows))]
 
 def collapse(layers: int = 12, draws: int = 300, train: int = 32, steps: int = 300, out: str = "runs/collapse",
              corpus: str = "toy/corpus.txt", workers: int = 2):
-    """How many random backbones tell tokens apart no more, and do these ever learn? Probes random ones, trains some.
+    """How many random backbones give every token nearly the same hidden state, and do these ever learn? Probes random
+    ones, and trains some.
 
     layers: of a backbone; 12 in the presets small and paper
     draws: random backbones to probe
     train: how many of them to train, evenly over the range
     steps: of these trainings"""
     folder, s = Path(out), replace(opnas.PRESETS["toy"], steps=steps, tasks=())
-    data.open_corpus(corpus, folder / "corpus", autobert.SIZES[s.size].vocab)
-    about = {"corpus": str(folder / "corpus"), "glue": "", **asdict(s)}
+    kept = data.open_corpus(corpus, folder / "corpus", autobert.SIZES[s.size].vocab).folder
+    about = {"corpus": str(kept), "glue": "", **asdict(s)}
+    if (folder / "settings.json").exists():
+        data.check_same(json.loads((folder / "settings.json").read_text()), json.loads(json.dumps(about)), out)
     data.write_beside(folder / "settings.json", json.dumps(about))
-    start_worker(folder, "cpu", layers)
+    opnas.start_worker(folder, "cpu")
     rng = random.Random(f"collapse {layers}")
     found = sorted((varying(backbone), backbone) for backbone in (
         opnas.random_backbone(layers, rng) for _ in range(draws)))
     picked = [found[i * (draws - 1) // (train - 1)][1] for i in range(train)]
     todo = [(str(i), " | ".join(backbone)) for i, backbone in enumerate(picked)]
-    with mock.patch.object(opnas, "start_worker", start_worker):
-        rows = measured(folder / "rows.tsv", ("number", "backbone", "varying", "mlm", "nsp"), todo, trained, workers,
-                        (folder, "cpu", layers))
+    head = ("number", "backbone", "varying", "mlm", "nsp")
+    rows = measured(folder / "rows.tsv", head, todo, trained, workers, (folder, "cpu"))
     lines = summary([x for x, _ in found], rows, opnas.PROXY.unigram) + sharpness(layers, max(4, draws // 10))
     data.write_beside(folder / "collapse.txt", "\n".join(lines) + "\n")
     print(*lines, sep="\n")

@@ -24,7 +24,8 @@ import opnas  # noqa: E402
 from draw import measured  # noqa: E402
 
 def varied(count, layers, probe, seed):
-    """{name: backbone}: the published four, then by turns random ones that do not collapse and mutants of the four."""
+    """{name: backbone}: the published four, then by turns random ones that do not collapse and mutants of bert, of
+    autobert-zero and of those found so far."""
     found = {name: autobert.load_backbone(name, layers) for name in autobert.BACKBONES}
     rng, tables, seen = random.Random(f"instrument {seed}"), opnas.OperationPriority(), set(found.values())
     parents = [found["bert"], found["autobert-zero"]]
@@ -50,7 +51,8 @@ def trained(key):
     return time.process_time() - begun, *losses, *scores
 
 def icc(scores, trainings=1):
-    """Of scores (backbones, seeds): variance between backbones, as a share (one-way), of means of so many trainings."""
+    """The share of variance that lies between backbones (one-way), for the mean of so many trainings. scores:
+    (backbones, seeds)."""
     k, within = scores.shape[1], scores.var(1, ddof=1).mean()
     between = max(0.0, scores.mean(1).var(ddof=1) - within / k)
     return between / (between + within / trainings)
@@ -86,8 +88,10 @@ def instrument(backbones: int = 24, seeds: int = 3, lr: float = 3e-3, seed: int 
     seed: of the choice of backbones"""
     folder, s = Path(out), opnas.PRESETS["toy"]
     s = replace(s, pretrain=replace(s.pretrain, lr=lr))
-    data.open_corpus(corpus, folder / "corpus", autobert.SIZES[s.size].vocab)
-    about = {"corpus": str(folder / "corpus"), "glue": glue, **asdict(s)}
+    kept = data.open_corpus(corpus, folder / "corpus", autobert.SIZES[s.size].vocab).folder
+    about = {"corpus": str(kept), "glue": glue, **asdict(s)}
+    if (folder / "settings.json").exists():
+        data.check_same(json.loads((folder / "settings.json").read_text()), json.loads(json.dumps(about)), out)
     data.write_beside(folder / "settings.json", json.dumps(about))
     opnas.start_worker(folder, "cpu")
     genes = varied(backbones, opnas.PROXY.config.layers, opnas.PROXY.probe, seed)

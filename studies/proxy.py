@@ -2,8 +2,8 @@
 
 The paper scores a candidate after 40,000 steps from shared weights (App. D.1) and calls the ranking's correlation high
 (Fig. 8). Here every backbone of a finished studies/instrument.py is scored in several brief ways, and Kendall's tau-b
-with its full score is set beside the seconds that a way takes. About half an hour on two cores; the same command again
-goes on, and writes RUN/proxy.tsv:
+with its full score is set beside the seconds of one candidate, without those of the net. About half an hour on two
+cores; the same command again goes on, and writes RUN/proxy.tsv:
 
     python studies/proxy.py --run runs/instrument
 
@@ -28,8 +28,8 @@ from draw import measured  # noqa: E402
 from glue import kendall_tau  # noqa: E402
 from supernet import SuperNet, write_order  # noqa: E402
 
-WAYS = ("4+500:100:1000", "4+500:200:1000:1e-3", "0:250:1000", "bert+1000:100:1000:1e-3", "0:500:1000",
-        "bert+1000:200:1000:1e-3", "4x500:100:1000", "4+500:200:1000", "4+500:400:1000:1e-3", "4+500:100:0")
+WAYS = ("4+500:50:1000", "4+500:100:1000", "4+500:200:1000:1e-3", "4x500:100:1000", "bert+1000:100:1000:1e-3",
+        "0:250:1000", "0:500:1000")
 
 def warmed(key):
     """Write RUN/net-NET.pt, the slots of a super-net once both branches of every layer are trained; its seconds."""
@@ -51,7 +51,7 @@ def warmed(key):
     for i in write_order([score for score, _ in done]) if way == "x" else ():
         shared.absorb(done[i][1])
     opnas.save(proxy.folder / f"net-{net}.pt", shared.slots)
-    return time.process_time() - begun,
+    return (time.process_time() - begun,)
 
 def scored(key):
     """(seconds, mlm, nsp, score of each task) of a (way, backbone)."""
@@ -73,12 +73,12 @@ def summary(found, full):
     """Lines: for each way tau-b of score, score - NSP loss, NSP and MLM, over all and within the better half.
     found: {way: (backbones, cells)}; full: (backbones,) scores of full training."""
     better, lines = full >= np.median(full), [f"{len(full)} backbones; tau-b [95 %] over all, then in the better half"]
-    lines.append(f"{'way':16}seconds" + "".join(f"{x:>28}" for x in ("score", "score - NSP loss", "NSP", "MLM")))
+    lines.append(f"{'way':25}seconds" + "".join(f"{x:>28}" for x in ("score", "score - NSP loss", "NSP", "MLM")))
     for way, x in found.items():
         score, mlm, nsp = x[:, 3:].mean(1), x[:, 1], x[:, 2]
         cells = ["{:6.2f} [{:.2f},{:.2f}]".format(*agreement(y, full)) + "{:6.2f}".format(
                  kendall_tau(y[better], full[better])[0]) for y in (score, score - nsp, -nsp, -mlm)]
-        lines.append(f"{way:16}{x[:, 0].mean():7.1f}" + "".join(f"{cell:>28}" for cell in cells))
+        lines.append(f"{way:25}{x[:, 0].mean():7.1f}" + "".join(f"{cell:>28}" for cell in cells))
     return "\n".join(lines)
 
 def proxy(run: str = "runs/instrument", ways: tuple[str, ...] = WAYS, workers: int = 2):
@@ -86,12 +86,13 @@ def proxy(run: str = "runs/instrument", ways: tuple[str, ...] = WAYS, workers: i
     rank correlations with full training.
 
     run: the folder of studies/instrument.py
-    ways: NET:STEPS:ROWS:LR, see above"""
+    ways: NET:STEPS:ROWS:LR; NET: 0, 4x500, 4+500 or bert+500, as the file's first lines say"""
     folder = Path(run)
     rows = [line.split("\t") for line in (folder / "rows.tsv").read_text().splitlines()]
     full, start = {}, (folder, "cpu")
-    for _, _, backbone, _, _, _, *scores in rows[1:]:
-        full.setdefault(backbone, []).append(np.mean([float(x) for x in scores]))
+    for _, seed, backbone, _, _, _, *scores in rows[1:]:
+        if seed != "0":  # whose random numbers the brief trainings have, too
+            full.setdefault(backbone, []).append(np.mean([float(x) for x in scores]))
     opnas.start_worker(*start)
     nets = dict.fromkeys((way.split(":")[0],) for way in ways)
     measured(folder / "nets.tsv", ["net", "seconds"], list(nets), warmed, workers, start)
@@ -104,4 +105,4 @@ def proxy(run: str = "runs/instrument", ways: tuple[str, ...] = WAYS, workers: i
     print(text)
 
 if __name__ == "__main__":
-    data.run(__doc__, proxy, usual=proxy)
+    data.run(__doc__, usual=proxy)

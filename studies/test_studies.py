@@ -268,7 +268,7 @@ def test_a_proxy_that_ranks_as_full_training_has_a_tau_of_1(search, tmp_path, ca
     search(tmp_path)
     backbones = [*dict.fromkeys(row[-1] for row in rows_of(tmp_path / "candidates.tsv"))][:3]
     (tmp_path / "rows.tsv").write_text("name\tseed\tbackbone\tseconds\tmlm\tnsp\tRTE\n" + "".join(
-        f"a\t0\t{b}\t1\t2\t.5\t{worth(b.split(' | '))}\n" for b in backbones * 2))
+        f"a\t1\t{b}\t1\t2\t.5\t{worth(b.split(' | '))}\n" for b in backbones * 2))
     proxy.proxy(str(tmp_path), ("0:1:9", "2x1:1:9", "2+1:1:9"), 1)
     assert len(rows_of(tmp_path / "proxy.tsv")) == 9 and capsys.readouterr().out.count("1.00 [") >= 3
 

@@ -5,7 +5,7 @@ folder toy/ holds them. Two seconds:
 
     python studies/toy.py --out toy --seed 0
 
-A document of this language of 280 words keeps to one topic, mood and person and to a few of its topic's words. What
+A document of this language of 270 words keeps to one topic, mood and person and to a few of its topic's words. What
 holds inside a few words (names, order) suits convolutions; agreement behind a distractor, facts that return, topic and
 mood suit attention. The tasks need word classes that the corpus teaches; there, and only there, a hint mostly stands
 before a word ("sea boat", "truly neat"), so that so small a model finds topics in 1,000 steps. Scores move in small
@@ -52,7 +52,8 @@ def sentence(words):
     return text[0].upper() + text[1:] + "."
 
 class Writer:
-    """A writer of toy sentences. view: the part of each list of words that it uses; hints: the share of hints."""
+    """A writer of toy sentences. view: the part of each list of words that it uses; hints: the share of hints; with
+    hints, so in the corpus, the i-th word of a list weighs 1/i."""
     def __init__(self, seed, view=ALL, hints=0.0):
         self.rng, self.view, self.hints = random.Random(seed), view, hints
 
@@ -61,7 +62,7 @@ class Writer:
         return self.rng.random() < p
 
     def pick(self, words):
-        """A word in view; a list of fewer than four is always in view. In the corpus the i-th weighs 1/i."""
+        """A word in view; a list of fewer than four is always in view."""
         words = words if len(words) < 4 else words[self.view]
         return self.rng.choices(words, [1 / i if self.hints else 1 for i in range(1, len(words) + 1)])[0]
 
@@ -84,7 +85,8 @@ class Writer:
         plural = self.coin()
         words = self.noun(topic, "role", plural, True, "determiner" in faults) + self.distractor(topic)
         words.append(self.pick(topic["verb"]) + "s" * (plural == ("verb" in faults)))
-        words += self.noun(other if "topic" in faults else topic, "thing", self.coin(), *["object" in faults] * 2)
+        wrong = "object" in faults
+        words += self.noun(other if "topic" in faults else topic, "thing", self.coin(), wrong, wrong)
         if "order" in faults:
             i = self.rng.randrange(len(words) - 1)
             words[i:i + 2] = words[i + 1], words[i]
@@ -94,7 +96,7 @@ class Writer:
         """E.g. 'The hens behind this cow are neat and clean.'; good: the mood; subject: a key of TOPICS."""
         plural, moods = self.coin() if plural is None else plural, WORDS["good" if good else "bad"]
         first = self.pick(moods)
-        second = self.pick([word for word in moods[self.view] if word != first][:3])
+        second = self.pick([word for word in moods[self.view] if word != first][:3])  # subtle: three are all in view
         words = [*self.noun(topic, subject, plural), *self.distractor(topic), "are" if plural else "is"]
         words += ["truly" if good else "sadly"] * self.coin(self.hints)
         return sentence([*words, first] + ["and", second] * self.coin(0.3))
@@ -168,12 +170,12 @@ def example(task, w):
     label = "entailment" if yes else "not_entailment"
     if task == "RTE":  # a hen is a beast, a boat is none
         return [w.judge(topic, good), "The {kind} is {adjective}.".format(**w.story(second, w.coin()))], label
-    # QNLI: does the sentence tell what is asked, of those things and of this person?
+    # QNLI: does the sentence answer the question, about the same things and the same person?
     faults = () if yes else w.faults(("fact", "thing", "person"), 0.25)
     (asked, told), names = w.rng.sample(("where", "when", "how many", "colour"), 2), w.rng.sample(NAMES, 2)
     question, answer = w.story(topic, good, names[0]), w.story(other, good, names[1])
     answer = answer if "thing" in faults else question
-    if "person" in faults or yes and w.coin():  # two names, else these alone would tell
+    if "person" in faults or yes and w.coin():  # else two names would mean "no"
         question = question | {"asked": names[0][0]}
         answer = answer | {"who": names["person" in faults][0]}
     return [fact(asked, question)[0], fact(told if "fact" in faults else asked, answer)[1]], label
