@@ -46,7 +46,7 @@ class SearchSettings:
     population: int = flag(10, "random backbones, with those (l.1)")
     parents: int = flag(2, "K, mutated in each round (l.4)")
     children: int = flag(3, "mutants of each parent (l.5)")
-    rounds: int = flag(4, "rounds of mutation (l.3)")  # CHOICE: "until convergence" (l.13) is a number
+    rounds: int = flag(3, "rounds of mutation (l.3)")  # CHOICE: "until convergence" (l.13) is a number
     again: int = flag(1, "1: judge parents again in each round")
     finalists: int = flag(2, "the best, judged again at the end")
     alpha: float = flag(None, "weight of the UCB bonus; default: 0.1 sd of the scores")
@@ -66,7 +66,7 @@ PAPER = SearchSettings(
     pretrain=replace(autobert.PRETRAIN["base"], lr=2e-4, warmup=0.02))
 SMALL = replace(PAPER, size="small", tasks=("CoLA", "MRPC", "RTE", "STS-B"), population=50, rounds=4, alpha=None,
                 cold=5, steps=2000, final_steps=40_000, pretrain=replace(PAPER.pretrain, batch=64, lr=5e-4))
-EVENING = SearchSettings(population=60, parents=5, children=4, rounds=35, finalists=10, final_seeds=3)
+EVENING = SearchSettings(cold=5, population=60, parents=5, children=4, rounds=35, finalists=10, final_seeds=3)
 PRESETS = {"toy": SearchSettings(), "evening": EVENING, "small": SMALL, "paper": PAPER}
 
 # ---- UCB (Eq. 3) ----
@@ -216,15 +216,14 @@ def best_of(candidates, k):
 
 def plan(s):
     """[(kind, new candidates, ones judged again)] of each round. CHOICE: scores of different rounds must be comparable,
-    though the super-net matures. So a first generation with both branches of every layer warms it, one after the other;
-    that is judged again, as are the parents of each round and the best at the end."""
+    though the super-net matures. So a first generation with both branches of every layer warms it, one after the other
+    (four at once write over each other); the parents of each round are judged again, and the best at the end."""
     size, shares = s.parents * s.children, s.strategy != "random"
     first, last = s.warm * shares, s.finalists * shares
     # CHOICE: M_0 comes a round's size at a time (l.1, l.2), or all would start from an untrained super-net
     chunks = [("random", min(size, s.population - i), 0) for i in range(first, s.population, size)]
     rounds = [("random", size, 0) if "random" in s.strategy else ("mutants", size, s.parents * s.again)] * s.rounds
-    warm = [("first", 1, 0)] * first + [("again", 0, first)] * (first > 0)
-    return warm + chunks + rounds + [("last", 0, last)] * (last > 0)
+    return [("first", 1, 0)] * first + chunks + rounds + [("last", 0, last)] * (last > 0)
 
 def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda *_: None):
     """Algorithm 1 -> a log: every Candidate, those turned away too. fitness(round, batch, log) -> the batch, judged.
@@ -235,8 +234,8 @@ def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda 
         rng, counts, M = random.Random(f"{s.seed} {number}"), Counter(), last_of(log)
         tables = OperationPriority(M, s.alpha, math.inf if s.strategy == "ea+ws" else s.tau)  # l.12
         parents = best_of(M, s.parents) if kind == "mutants" else []  # l.4
-        again = (M if kind == "again" else best_of(M, repeated))[:repeated]
-        batch, seen, tries = [replace(c, round=number) for c in again], {c.backbone for c in log}, 100 * size
+        batch = [replace(c, round=number) for c in best_of(M, repeated)]
+        seen, tries = {c.backbone for c in log}, 100 * size
         for i in range(size):
             parent, reason = parents[i % len(parents)] if parents else None, "not tried"  # l.5
             while reason:
@@ -395,7 +394,7 @@ class Run:
 
     def tell(self, c, log):
         """Print score, best so far, time left, and what the parent has not."""
-        self.done += 1
+        self.done += self.s.cold if c.round < self.s.warm else 1
         M, (_, new, again) = last_of(log), zip(*plan(self.s))
         missing = sum(new + again) - sum(x.number is not None for x in log)
         left = autobert.span(missing * (time.time() - self.begun) / self.done)
