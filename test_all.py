@@ -1019,12 +1019,14 @@ def common(tmp_path_factory):
     documents[10] = documents[30] = documents[50] = "the is The a are at\n" * 5 + "the"
     write_rows(folder / "text.txt", "\n\n".join(documents))
     data.prepare((str(folder / "text.txt"),), str(folder / "corpus"), 300)
+    for split in ("train", "dev"):  # and a task of few rows
+        write_rows(folder / f"glue/RTE/{split}.tsv", *(TOY / f"glue/RTE/{split}.tsv").read_text().splitlines()[:100])
     return folder / "corpus"
 
 @pytest.fixture(scope="session")
 def search(common):
     """The command line of a small search, to which --workers and --out are missing."""
-    return (f"opnas.py --corpus {common} --glue {TOY}/glue --tasks STS-B --rows 30 --warm 2 --cold 2 --population 3 "
+    return (f"opnas.py --corpus {common} --glue {common}/../glue --tasks RTE --rows 30 --warm 2 --cold 2 --population 3 "
             "--parents 1 --children 2 --rounds 1 --finalists 1 --steps 8 --final-steps 6 --device cpu --workers {} "
             "--out {}")
 
@@ -1053,7 +1055,7 @@ def test_a_search_goes_from_text_to_a_table_and_says_how_far_it_is(finished, sea
         pattern = rf"cand={c.number}/5 round={c.round} score={score} best=\d\.\d{{3}} left=\d+m\d\ds \| .*"
         assert re.fullmatch(pattern, line) and len(line) <= 120, line
     head, *rows = [row.split("\t") for row in (run / "candidates.tsv").read_text().splitlines()]
-    assert "STS-B" in head and [row[-1] for row in rows] == [" | ".join(c.backbone) for c in history]
+    assert "RTE" in head and [row[-1] for row in rows] == [" | ".join(c.backbone) for c in history]
     assert [line.split()[0] for line in table.splitlines()[1:4]] == ["best", "bert", "autobert-zero"]
     assert json.loads(winner)["backbone"] == [*(judged[-1] if judged[-1].score else judged[0]).backbone]
     assert "\n".join(lines).endswith(table.strip()) and "from bert" in lines[-1] and not [*run.glob("round-*")]
