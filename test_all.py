@@ -1026,8 +1026,8 @@ def common(tmp_path_factory):
 @pytest.fixture(scope="session")
 def search(common):
     """The command line of a small search, to which --workers and --out are missing."""
-    return (f"opnas.py --corpus {common} --glue {common}/../glue --tasks RTE --rows 30 --warm 2 --cold 2 --population 3 "
-            "--parents 1 --children 2 --rounds 1 --finalists 1 --steps 8 --final-steps 6 --device cpu --workers {} "
+    return (f"opnas.py --corpus {common} --glue {common}/../glue --tasks RTE --rows 30 --warm 2 --cold 2 --population "
+            "3 --parents 1 --children 2 --rounds 1 --finalists 1 --steps 8 --final-steps 6 --device cpu --workers {} "
             "--out {}")
 
 @pytest.fixture(scope="session")
