@@ -63,7 +63,8 @@ class PretrainSettings:
 
 # Table 6. CHOICE: BERT's million steps for the paper's 40 epochs
 PRETRAIN = {
-    "toy": PretrainSettings(), "mini": PretrainSettings(20_000, 16, 128, 1e-3, 0.05),
+    "toy": PretrainSettings(),
+    "mini": PretrainSettings(20_000, 16, 128, 1e-3, 0.05),
     "small": PretrainSettings(1_000_000, 320, 128, 1e-4, 0.01, 0.999),
     "base": PretrainSettings(1_000_000, 160, 128, 1e-4, 0.01, 0.999),
     "large": PretrainSettings(1_000_000, 80, 128, 1e-4, 0.02, 0.999),
@@ -240,7 +241,8 @@ class Pretraining(nn.Module):
 
     def mlm_logits(self, hidden):
         """(.., d) -> (.., V); the output matrix is the token embedding's (tied)."""
-        return F.linear(self.norm(F.gelu(self.transform(hidden))), self.encoder.tokens.weight, self.bias)
+        x = self.norm(F.gelu(self.transform(hidden)))
+        return F.linear(x, self.encoder.tokens.weight, self.bias)
 
     def forward(self, batch):
         """A `piece` of a batch -> (2,): its share of the batch's mean MLM and NSP losses; their sum is the loss."""
@@ -343,8 +345,9 @@ def to_device(batch, device):
     return {"mask": None} | tensors
 
 def pretrain(model, batches, s, device, report=None, offset=0, optimizer=None, first=0, rank=0, world=1):
-    """Train in place on batches.batch(offset + step), step = first .. s.steps - 1; optimizer: as it was before `first`.
-    It calls report(steps done, rate, mlm, nsp) now and then, or raises Diverged. s: PretrainSettings."""
+    """Train in place on batches.batch(offset + step) for step = first .. s.steps - 1; s: PretrainSettings.
+    It calls report(steps done, rate, mlm, nsp) now and then, or raises Diverged. optimizer: as it was before step
+    `first`. rank, world: torchrun's."""
     if s.batch < s.accumulate * world:
         raise UserError(f"--batch {s.batch}: fewer rows than --accumulate {s.accumulate} x {world} processes")
     model.to(device).train()
@@ -386,10 +389,6 @@ def held_out_loss(model, batches, count, device, precision="fp32"):
         losses = [model(to_device(piece(batches.batch(i)), device)) for i in range(count)]
     model.train()
     return tuple(torch.stack(losses).mean(0).tolist())
-
-def span(seconds):
-    """A time in words. Example: 192 -> "3m12s" """
-    return "%dm%02ds" % divmod(round(seconds), 60)
 
 # ---- Checkpoints ----
 def save_checkpoint(path, model, tokenizer, **more):
@@ -453,7 +452,7 @@ def train(s: PretrainSettings, corpus: str = "toy/corpus.txt", backbone: str = "
     def report(done, lr, mlm, nsp):
         row = [done, lr, mlm, nsp, "", ""]
         at["rows"].append(row)
-        left = span((s.steps - done) * (time.time() - begun) / (done - at["step"]))
+        left = data.span((s.steps - done) * (time.time() - begun) / (done - at["step"]))
         print(f"step={done}/{s.steps} mlm={mlm:.3f} nsp={nsp:.3f} lr={lr:.2e} left={left}", flush=True)
         if len(at["rows"]) % 5 == 1 or done == s.steps:  # every fifth
             row[4:] = held_out_loss(model, held, min(20, held.steps_per_epoch), device, s.precision)
@@ -464,7 +463,7 @@ def train(s: PretrainSettings, corpus: str = "toy/corpus.txt", backbone: str = "
 
     pretrain(model, batches, s, device, None if rank else report, 0, optimizer, at["step"], rank, world)
     print(f"{out} holds {s.steps} steps of {backbone}" * (rank == 0))
-    if world > 1:  # else gloo's threads may still hold tensors when Python ends
+    if world > 1:  # else gloo may hold tensors when Python ends
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 

@@ -104,6 +104,10 @@ def check_same(stored, given, out):
         what = ", ".join(f"{key} {stored.get(key)}, not {given[key]}" for key in differ[:3])
         raise UserError(f"--out {out}: a run with other settings ({what}); name another")
 
+def span(seconds):
+    """A time in words. Example: 192 -> "3m12s" """
+    return "%dm%02ds" % divmod(round(seconds), 60)
+
 def write_beside(path, content):
     """Write str, or what content(file) writes, to a neighbour and rename it: whole or not at all."""
     path = Path(path)

@@ -69,6 +69,15 @@ def kendall_tau(x, y):
     s, variance = (a * b).sum() / 2, (triples + a2 * b2 / 2) / (n * (n - 1))  # s: concordant minus discordant pairs
     return float(np.clip(2 * s / math.sqrt(a2 * b2), -1, 1)), math.erfc(abs(s) / math.sqrt(2 * variance))
 
+def interval(x):
+    """(mean, half width of its 95 % interval) by Student's t; inf for one number."""
+    v = len(x) - 1
+    if not v:
+        return x[0], math.inf
+    # t from the normal quantile (Cornish-Fisher), good to .3 % from v = 4 on
+    t = {1: 12.706, 2: 4.303, 3: 3.182}.get(v) or 1.960 + 2.372 / v + 2.823 / v**2 + 2.556 / v**3
+    return np.mean(x), t * np.std(x, ddof=1) / math.sqrt(v + 1)
+
 # ---- The eight tasks (App. C.1) ----
 class Task(NamedTuple):
     """How a task is read and scored."""
@@ -185,7 +194,7 @@ def fit(encoder, task, train, s, seed, device, report=lambda line: None):
         optimizer.zero_grad()
         # 3. report; only here does the host wait for the device
         if (len(batches) - step - 1) % max(1, len(batches) // 10) == 0:
-            left = autobert.span((time.time() - begun) / (step + 1) * (len(batches) - step - 1))
+            left = data.span((time.time() - begun) / (step + 1) * (len(batches) - step - 1))
             report(f"step={step + 1}/{len(batches)} loss={loss.item():.3f} left={left}")
     return model.eval()
 

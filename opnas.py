@@ -9,6 +9,7 @@ bounds (UCB), what has done well more often: ops at a position of a path, kernel
     mu_i   mean score of those with i at a place   N_i  how often it stood there, N their sum
 
     python opnas.py    # toy size, made-up language
+
 Read last. The method ends where "A run" begins.
 """
 import json
@@ -41,13 +42,13 @@ class SearchSettings:
     size: str = flag("toy", "model size", choices=tuple(autobert.SIZES))
     tasks: tuple[str, ...] = flag(("QNLI", "STS-B"), "the score is their mean", choices=tuple(glue.TASKS))
     strategy: str = flag("op-nas", "of Fig. 6", choices=("op-nas", "ea+ws", "random+ws", "random"))
-    warm: int = flag(4, "size of a first generation, to warm the super-net")
-    cold: int = flag(4, "its steps, in --steps")  # CHOICE: an untrained super-net trains longer, or no child learns
+    warm: int = flag(4, "first generation, to warm the super-net")
+    cold: int = flag(4, "its steps, in --steps")  # CHOICE: an untrained super-net trains longer; else none learn
     population: int = flag(10, "random backbones, with those (l.1)")
     parents: int = flag(2, "K, mutated in each round (l.4)")
     children: int = flag(3, "mutants of each parent (l.5)")
     rounds: int = flag(3, "rounds of mutation (l.3)")  # CHOICE: "until convergence" (l.13) is a number
-    again: int = flag(1, "1: judge parents again in each round")
+    again: int = flag(1, "1: judge parents again each round")
     finalists: int = flag(2, "the best, judged again at the end")
     alpha: float = flag(None, "weight of the UCB bonus; default: 0.1 sd of the scores")
     tau: float = flag(None, "temperature of p; 1: the paper; default: likewise")
@@ -66,8 +67,7 @@ PAPER = SearchSettings(
     pretrain=replace(autobert.PRETRAIN["base"], lr=2e-4, warmup=0.02))
 SMALL = replace(PAPER, size="small", tasks=("CoLA", "MRPC", "RTE", "STS-B"), population=50, rounds=4, alpha=None,
                 cold=5, steps=2000, final_steps=40_000, pretrain=replace(PAPER.pretrain, batch=64, lr=5e-4))
-EVENING = SearchSettings(cold=5, population=60, parents=5, children=4, rounds=35, finalists=10, final_seeds=3)
-PRESETS = {"toy": SearchSettings(), "evening": EVENING, "small": SMALL, "paper": PAPER}
+PRESETS = {"toy": SearchSettings(), "small": SMALL, "paper": PAPER}
 
 # ---- UCB (Eq. 3) ----
 class OperationPriority:
@@ -133,7 +133,7 @@ def grow(tables, rng, counts):
     return ops.formula(ops.random_dag(rng))
 
 def with_gene(backbone, layer, gene):
-    """The backbone with another gene in a layer."""
+    """With another gene in a layer."""
     return (*backbone[:layer], gene, *backbone[layer + 1:])
 
 def mutate_inter(backbone, tables, rng, counts):
@@ -224,6 +224,10 @@ def plan(s):
     chunks = [("random", min(size, s.population - i), 0) for i in range(first, s.population, size)]
     rounds = [("random", size, 0) if "random" in s.strategy else ("mutants", size, s.parents * s.again)] * s.rounds
     return [("first", 1, 0)] * first + chunks + rounds + [("last", 0, last)] * (last > 0)
+
+def steps_of(s, kind):
+    """Pre-training steps of a judgement in such a round."""
+    return s.steps * (s.cold if kind == "first" else 1)
 
 def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda *_: None):
     """Algorithm 1 -> a log: every Candidate, those turned away too. fitness(round, batch, log) -> the batch, judged.
@@ -358,11 +362,11 @@ def save(path, content):
     data.write_beside(path, lambda file: torch.save(content, file))
 
 def load(path):
-    """What `save` wrote; tensors stay in the file until they are used."""
+    """What `save` wrote; tensors stay in the file until used."""
     return torch.load(path, weights_only=True, mmap=True)
 
 class Run:
-    """A search. All its state is state.pt: the log of whole rounds, and the super-net behind them."""
+    """A search. All its state is state.pt: the log of whole rounds and their super-net."""
     def __init__(self, folder, map):
         self.folder, self.map, self.s, self.begun, self.done = folder, map, PROXY.s, time.time(), 0
         path = folder / "state.pt"
@@ -374,7 +378,7 @@ class Run:
     def fitness(self, number, batch, log):
         """Judge a round from one snapshot of the super-net, then write back, best last."""
         state, judged = load(self.folder / "state.pt"), []
-        steps = self.s.steps * (self.s.cold if number < self.s.warm and self.s.strategy != "random" else 1)
+        steps = steps_of(self.s, plan(self.s)[number][0])
         paths = [self.folder / f"round-{number}-{c.number}.pt" for c in batch]
         jobs = [("judge", path, c.backbone, steps, state["offset"]) for c, path in zip(batch, paths)]
         for c, path, _ in zip(batch, paths, self.map(once, jobs)):
@@ -394,23 +398,23 @@ class Run:
 
     def tell(self, c, log):
         """Print score, best so far, time left, and what the parent has not."""
-        self.done += self.s.cold if c.round < self.s.warm else 1
-        M, (_, new, again) = last_of(log), zip(*plan(self.s))
-        missing = sum(new + again) - sum(x.number is not None for x in log)
-        left = autobert.span(missing * (time.time() - self.begun) / self.done)
+        M, judged, total = last_of(log), sum(x.number is not None for x in log), sum(x[1] for x in plan(self.s))
+        steps = [steps_of(self.s, kind) for kind, *counts in plan(self.s) for _ in range(sum(counts))]
+        self.done += steps[judged - 1]
+        left = data.span(sum(steps[judged:]) * (time.time() - self.begun) / self.done)
         parent = next((x.backbone for x in M if x.number == c.parent), [""] * len(c.backbone))
         changed = " ".join(f"L{i} {gene}" for i, gene in enumerate(c.backbone, 1) if gene != parent[i - 1])
         score, best = c.reason if c.score is None else f"{c.score:.3f}", max(x.score or 0 for x in M)
-        line = f"cand={c.number}/{sum(new)} round={c.round} score={score} best={best:.3f} left={left} | {changed}"
+        line = f"cand={c.number}/{total} round={c.round} score={score} best={best:.3f} left={left} | {changed}"
         print(line[:120], flush=True)
 
 def tell_useless(judged):
-    """Print which task does not tell the candidates of a round apart: all are at chance, or at its ceiling."""
+    """Print which task tells a round's candidates not apart: all at chance, or at its ceiling."""
     for task, ((_, y), _) in PROXY.tasks.items():
         scores = [dict(c.tasks)[task] for c in judged if c.tasks]
         chance = max(glue.score(task, y, np.full_like(y, x)) for x in np.unique(y)[:3])  # the best constant
         if len(scores) > 1 and (max(scores) < chance + 0.05 or min(scores) > 0.95):
-            print(f"-- {task} told nothing: {min(scores):.2f} to {max(scores):.2f}, chance {chance:.2f}", flush=True)
+            print(f"-- {task} told nothing: {min(scores):.2f} to {max(scores):.2f}, chance {chance:.2f}")
 
 def write_table(path, log):
     """A judgement a row, and each backbone that the probe turned away."""
@@ -426,15 +430,11 @@ def note(number, kind, counts, tables):
     print(f"-- round {number}, {kind}: {sharp}; {dict(counts)}", flush=True)
 
 # ---- The final judgement ----
-def interval(x):
-    """Half of the mean's 95 % interval (Student's t, of few degrees of freedom); x: (seeds,)."""
-    return (12.7, 4.3, 3.18, 2.78, 2.57)[min(len(x), 6) - 2] * x.std(ddof=1) / math.sqrt(len(x))
-
 def verdict(gaps):
     """In words; gaps: (seeds,), the winner minus bert, in points."""
     if len(gaps) == 1:
         return f"The winner ended {gaps[0]:+.1f} from bert. One training of each is no evidence; try --final-seeds 5."
-    mean, error = gaps.mean(), interval(gaps)
+    mean, error = glue.interval(gaps)
     where = "above" if mean > error else "below" if mean < -error else "level with"
     return f"The winner is {where} bert: {mean:+.1f} ± {error:.1f} (95 %, {len(gaps)} trainings of each)."
 
@@ -451,7 +451,7 @@ def judge_winner(run, winner):
         found = np.array([[*(100 * x for _, x in f["tasks"]), f["mlm"], f["nsp"]] for f in found])
         averages[name] = found[:, :-2].mean(1)  # (seeds,)
         columns = np.insert(found, -2, averages[name], 1).T
-        cells = [f"{x.mean():.4g} ± {interval(x):.2g}" if len(x) > 1 else f"{x[0]:.4g}" for x in columns]
+        cells = ["%.4g ± %.2g" % glue.interval(x) if len(x) > 1 else f"{x[0]:.4g}" for x in columns]
         rows.append((name, *cells, f"{autobert.count_parameters(PROXY.config, genes)['total']:,}"))
     lines = ["".join(f"{cell:>14}" for cell in row) for row in rows]
     lines += [f"L{i} {gene}" for i, gene in enumerate(winner, 1)] + [verdict(averages["best"] - averages["bert"])]

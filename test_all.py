@@ -808,8 +808,7 @@ def test_windows_and_their_best_context_are_berts(tokenizer):
         assert any(w.gold != (0, 0) for w in windows)
 
 def test_an_answer_is_the_best_of_all_legal_spans_and_null_the_least_of_the_windows(tokenizer):
-    context = "The hens feed. The goat sings, the hens sing. The cow feeds."
-    s = glue.SquadSettings(n=16, stride=5, max_answer=3)
+    context, s = "The hens feed. The goat sings, a hen sings too.", glue.SquadSettings(n=16, stride=5, max_answer=3)
     rng, (_, spans) = np.random.default_rng(0), tokenizer.encode_with_offsets(context)
     for more in [{"is_impossible": True}] * 20 + [{}]:
         questions, texts = [ask("q", "Who?", context, **more)], {}
@@ -939,8 +938,7 @@ def history_of(s, judge=any_score, probe=lambda backbone: None, log=(), layers=3
 
 def test_a_search_warms_the_super_net_judges_again_and_takes_the_population_a_round_at_a_time():
     toy = opnas.SearchSettings(warm=4, population=12, parents=2, children=2, rounds=2, finalists=3)
-    first, two = [("first", 1, 0)] * 4, [("random", 4, 0)] * 2  # new ones, old
-    last = [("last", 0, 3)]
+    first, two, last = [("first", 1, 0)] * 4, [("random", 4, 0)] * 2, [("last", 0, 3)]  # new ones, old
     later = [("mutants", 4, 2)] * 2
     assert opnas.plan(toy) == opnas.plan(replace(toy, strategy="ea+ws")) == first + two + later + last
     assert opnas.plan(replace(toy, strategy="random+ws")) == first + two * 2 + last
@@ -951,8 +949,7 @@ def test_evolution_is_algorithm_1():
     rounds = []
     history = opnas.evolve(SETTINGS, 3, lambda number, batch, log: rounds.append((number, batch, [*log])) or [
         any_score(number, c) for c in batch])
-    new = [len({c.number for c in batch} - {c.number for c in log}) for _, batch, log in rounds]
-    assert new == [1] * 4 + [*[6] * 5, 0]
+    assert [len({c.number for c in b} - {c.number for c in log}) for _, b, log in rounds] == [1] * 4 + [6] * 5 + [0]
     assert [len(batch) for _, batch, _ in rounds] == [1] * 4 + [6, 8, 8, 8, 8, 3] and len(history) == 45
     for i, (number, batch, log) in enumerate(rounds):
         assert number == i and log == history[:len(log)] and {c.round for c in batch} == {number}
@@ -1026,9 +1023,9 @@ def common(tmp_path_factory):
 @pytest.fixture(scope="session")
 def search(common):
     """The command line of a small search, to which --workers and --out are missing."""
-    return (f"opnas.py --corpus {common} --glue {common}/../glue --tasks RTE --rows 30 --warm 2 --cold 2 --population "
-            "3 --parents 1 --children 2 --rounds 1 --finalists 1 --steps 8 --final-steps 6 --device cpu --workers {} "
-            "--out {}")
+    return (f"opnas.py --corpus {common} --glue {common}/../glue --tasks RTE --rows 30 --warm 2 --cold 2 --parents 1 "
+            "--population 3 --children 2 --rounds 1 --finalists 1 --steps 8 --final-steps 6 --device cpu "
+            "--workers {} --out {}")
 
 @pytest.fixture(scope="session")
 def finished(search, tmp_path_factory):
@@ -1087,6 +1084,13 @@ def test_what_stops_a_search_is_one_line(error, says, search, tmp_path, monkeypa
     with pytest.raises(SystemExit, match="2"):
         data.run("", usual=opnas.search)
     assert re.fullmatch(f"error: {says}.*\n", capsys.readouterr().err)
+
+def test_a_task_that_tells_a_round_nothing_is_named(monkeypatch, capsys, tasks=("CoLA", "QNLI", "RTE")):
+    monkeypatch.setattr(opnas, "PROXY", mock.Mock(tasks=dict.fromkeys(tasks, ((None, np.array([0, 0, 1])), None))))
+    for scores, named in (([(0.04, 0.73, 0.99), (0, 0.5, 0.96), ()], ["CoLA", "RTE"]), ([(0, 0.5, 0.99)], [])):
+        opnas.tell_useless([opnas.Candidate(0, 0, None, (), tasks=tuple(zip(tasks, x))) for x in scores])
+        assert re.findall(r"-- (\S+) told nothing", capsys.readouterr().out) == named
+    assert "below bert: -2.0 ± 1.3 (95 %, 4" in opnas.verdict(np.array([-1.0, -2, -2, -3]))
 
 def losses_in(path):
     return [[float(x) for x in line.split("\t") if x] for line in path.read_text().splitlines()[1:]]  # step, rate, ..

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import autobert  # noqa: E402
 import data  # noqa: E402
 import opnas  # noqa: E402
-from draw import chart, interval, measured, tsv  # noqa: E402
+from draw import chart, measured, tsv  # noqa: E402
+from glue import interval  # noqa: E402
 
 def trained(backbones, key):
     """(MLM loss, mean score, score of each task) of a (name, seed, steps), scores x 100 and 0 if it diverged."""

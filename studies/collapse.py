@@ -7,10 +7,9 @@ minutes on two cores; the same command again goes on, and writes OUT/collapse.tx
 
     python studies/collapse.py --layers 12 --draws 300 --train 32
 """
-import json
 import random
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import autobert  # noqa: E402
 import data  # noqa: E402
 import opnas  # noqa: E402
-from draw import measured  # noqa: E402
+from draw import begin, measured  # noqa: E402
 from glue import kendall_tau  # noqa: E402
 
 def at_depth(layers):
@@ -84,12 +83,7 @@ def collapse(layers: int = 12, draws: int = 300, train: int = 32, steps: int = 3
     train: how many of them to train, evenly over the range
     steps: of these trainings"""
     folder, s = Path(out), replace(opnas.PRESETS["toy"], steps=steps, tasks=())
-    kept = data.open_corpus(corpus, folder / "corpus", autobert.SIZES[s.size].vocab).folder
-    about = {"corpus": str(kept), "glue": "", **asdict(s)}
-    if (folder / "settings.json").exists():
-        data.check_same(json.loads((folder / "settings.json").read_text()), json.loads(json.dumps(about)), out)
-    data.write_beside(folder / "settings.json", json.dumps(about))
-    opnas.start_worker(folder, "cpu")
+    begin(folder, s, corpus, "")
     rng = random.Random(f"collapse {layers}")
     found = sorted((varying(backbone), backbone) for backbone in (
         opnas.random_backbone(layers, rng) for _ in range(draws)))

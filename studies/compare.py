@@ -23,21 +23,18 @@ import data  # noqa: E402
 import opnas  # noqa: E402
 import ops  # noqa: E402
 from autobert import Diverged, kernel_of, load_backbone  # noqa: E402
-from draw import chart, interval, tsv  # noqa: E402
+from draw import chart, tsv  # noqa: E402
+from glue import interval  # noqa: E402
 
 # ---- The arms ----
 ARMS = {name: {"strategy": name} for name in ("op-nas", "ea+ws", "random+ws", "random")} | {  # on landscapes also
     "literal": {"tau": 1.0, "alpha": 0.01}, "ea-copy": {"strategy": "ea+ws"}, "op-nas-copy": {}}  # as printed; controls
 
-def steps_of(s, kind):
-    """Pre-training steps of a judgement in a round of this kind."""
-    return s.steps * (s.cold if kind == "first" else 1)
-
 def settings_of(seed, arm, s):
     """An arm's settings. CHOICE: one budget is as many pre-training steps in all, on as many candidates. In random
     search each trains for longer, as no parent is judged again and, from scratch, no super-net is warmed."""
     changed = replace(s, seed=int(seed), **ARMS[arm])
-    whole, mine = (sum(steps_of(x, kind) * sum(counts) for kind, *counts in opnas.plan(x)) for x in (s, changed))
+    whole, mine = (sum(opnas.steps_of(x, kind) * sum(counts) for kind, *counts in opnas.plan(x)) for x in (s, changed))
     return replace(changed, steps=s.steps * whole // mine)
 
 def copying(backbone, tables, rng, counts, mutate=opnas.mutate_inter):
@@ -49,7 +46,7 @@ def copying(backbone, tables, rng, counts, mutate=opnas.mutate_inter):
 def curve_of(s, log, value):
     """[[pre-training steps so far, value of the best Candidate by its last score], ..] after each judgement."""
     judged, plan = [c for c in log if c.number is not None], opnas.plan(s)
-    spent = itertools.accumulate(steps_of(s, plan[c.round][0]) for c in judged)
+    spent = itertools.accumulate(opnas.steps_of(s, plan[c.round][0]) for c in judged)
     bests = (opnas.best_of(opnas.last_of(judged[:i + 1]), 1) for i in range(len(judged)))
     return [[x, round(sum(map(value, best)), 5)] for x, best in zip(spent, bests)]
 

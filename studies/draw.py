@@ -5,18 +5,22 @@
 """
 import functools
 import html
+import json
 import math
 import multiprocessing
-import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import autobert  # noqa: E402
 import data  # noqa: E402
 import opnas  # noqa: E402
 import ops  # noqa: E402
+from glue import kendall_tau  # noqa: E402
 
 # ---- Tables and charts, for other studies too ----
 LINES = (("#0072b2", "none"), ("#d55e00", "8 4"), ("#007a5a", "1 5"),  # colours that colour-blind readers see; dashes
@@ -30,14 +34,19 @@ def tsv(*rows):
     """Rows as lines with tabs between the cells."""
     return "".join("\t".join(map(str, row)) + "\n" for row in rows)
 
-def interval(differences):
-    """(mean, half width of its 95 % interval) by Student's t; the half width is inf for a single number."""
-    v = len(differences) - 1
-    if not v:
-        return differences[0], math.inf
-    # the t quantile from the normal one (Cornish-Fisher), good to .3 % from v = 4 on
-    t = {1: 12.706, 2: 4.303, 3: 3.182}.get(v) or 1.960 + 2.372 / v + 2.823 / v**2 + 2.556 / v**3
-    return statistics.fmean(differences), t * statistics.stdev(differences) / math.sqrt(v + 1)
+def agreement(x, full, resamples=2000):
+    """(tau-b, least, most): Kendall's, with a 95 % interval by resampling what is ranked."""
+    picked = np.random.default_rng(0).integers(len(x), size=(resamples, len(x)))
+    return kendall_tau(x, full)[0], *np.quantile([kendall_tau(x[i], full[i])[0] for i in picked], (0.025, 0.975))
+
+def begin(folder, s, corpus, glue):
+    """Start this process's Proxy in a folder, whose settings must be the same as before; corpus: a file or folder."""
+    kept, path = data.open_corpus(corpus, folder / "corpus", autobert.SIZES[s.size].vocab), folder / "settings.json"
+    about = json.dumps({"corpus": str(kept.folder), "glue": glue, **asdict(s)})
+    if path.exists():
+        data.check_same(json.loads(path.read_text()), json.loads(about), folder)
+    data.write_beside(path, about)
+    opnas.start_worker(folder, "cpu")
 
 def measured(path, head, todo, job, workers, start):
     """The rows (*key, *job(key)), as text, of a table that gets those that it has not one by one, as they come."""

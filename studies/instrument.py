@@ -8,11 +8,10 @@ each. About 40 seconds of one core a training; the same command again goes on wi
 """
 import collections
 import itertools
-import json
 import random
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import autobert  # noqa: E402
 import data  # noqa: E402
 import opnas  # noqa: E402
-from draw import measured  # noqa: E402
+from draw import begin, measured  # noqa: E402
+from glue import interval  # noqa: E402
 
 def varied(count, layers, probe, seed):
     """{name: backbone}: the published four, then by turns random ones that do not collapse and mutants of bert, of
@@ -74,8 +74,12 @@ def summarise(rows, tasks):
         cells = m.min(), np.median(m), m.max(), x.var(1, ddof=1).mean() ** 0.5, icc(x), icc(x[better])
         cells += icc(x, seeds), icc(x[better], seeds)
         print(f"{name:8}" + "".join(f"{cell:8.3f}" for cell in cells))
+    print(f"\n100 x mean ± 95 % interval of {', '.join([*scores][:-2])}, mean minus bert's; MLM, NSP; each mean")
     for i in np.argsort(-scores["mean"].mean(1)):
-        print(f"{names[i]:14}" + " ".join(f"{x:.3f}" for x in scores["mean"][i]))
+        x = [scores[name][i] for name in scores]
+        gap = scores["mean"][i] - scores["mean"][names.index("bert")]
+        cells = "".join(" %7.1f ± %-5.1f" % interval(100 * y) for y in [*x[:-2], gap])
+        print(f"{names[i]:14}{cells}{x[-2].mean():6.2f}{x[-1].mean():6.2f}  " + " ".join(f"{y:.3f}" for y in x[0]))
 
 def instrument(backbones: int = 24, seeds: int = 3, lr: float = 3e-3, seed: int = 0,
                glue: str = "toy/glue", corpus: str = "toy/corpus.txt", out: str = "runs/instrument", workers: int = 2):
@@ -88,12 +92,7 @@ def instrument(backbones: int = 24, seeds: int = 3, lr: float = 3e-3, seed: int 
     seed: of the choice of backbones"""
     folder, s = Path(out), opnas.PRESETS["toy"]
     s = replace(s, pretrain=replace(s.pretrain, lr=lr))
-    kept = data.open_corpus(corpus, folder / "corpus", autobert.SIZES[s.size].vocab).folder
-    about = {"corpus": str(kept), "glue": glue, **asdict(s)}
-    if (folder / "settings.json").exists():
-        data.check_same(json.loads((folder / "settings.json").read_text()), json.loads(json.dumps(about)), out)
-    data.write_beside(folder / "settings.json", json.dumps(about))
-    opnas.start_worker(folder, "cpu")
+    begin(folder, s, corpus, glue)
     genes = varied(backbones, opnas.PROXY.config.layers, opnas.PROXY.probe, seed)
     todo = [(name, str(i), " | ".join(genes[name])) for i, name in itertools.product(range(seeds), genes)]
     head = ("name", "seed", "backbone", "seconds", "mlm", "nsp", *s.tasks)

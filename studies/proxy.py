@@ -9,7 +9,7 @@ cores; the same command again goes on, and writes RUN/proxy.tsv:
 
 A way is NET:STEPS:ROWS:LR, the pre-training steps, the training rows of a task (0: all) and the peak learning rate. NET
 is 0 (random weights), 4x500 (four random backbones of 500 steps each start together from random weights and write
-back), 4+500 (one after the other), or bert+500 (bert, then convolutions only).
+back), 4+500 (one after the other), or bert+500 (bert, then convolutions only); 4+500@1 draws other backbones and weights.
 """
 import random
 import re
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data  # noqa: E402
 import opnas  # noqa: E402
 from autobert import load_backbone  # noqa: E402
-from draw import measured  # noqa: E402
+from draw import agreement, measured  # noqa: E402
 from glue import kendall_tau  # noqa: E402
 from supernet import SuperNet, write_order  # noqa: E402
 
@@ -34,8 +34,9 @@ WAYS = ("4+500:50:1000", "4+500:100:1000", "4+500:200:1000:1e-3", "4x500:100:100
 def warmed(key):
     """Write RUN/net-NET.pt, the slots of a super-net once both branches of every layer are trained; its seconds."""
     (net,), proxy, backbone, begun = key, opnas.PROXY, None, time.process_time()
-    first, way, steps = re.fullmatch(r"(\d+|bert)(?:([x+])(\d+))?", net).groups("0")
-    shared, rng, done = SuperNet(proxy.config, proxy.s.seed), random.Random("proxy"), []
+    first, way, steps, seed = re.fullmatch(r"(\d+|bert)(?:([x+])(\d+))?(?:@(\d+))?", net).groups("0")
+    seed = int(seed)
+    shared, rng, done = SuperNet(proxy.config, seed), random.Random(f"proxy {seed}" if seed else "proxy"), []
     for i in range(2 if first == "bert" else int(first)):
         other = backbone if i % 2 else None  # then both branches of every layer are trained
         backbone = opnas.random_backbone(proxy.config.layers, rng, other)
@@ -44,7 +45,7 @@ def warmed(key):
         if first == "bert" and not i:
             backbone = load_backbone("bert", proxy.config.layers)
         child = shared.child(backbone)
-        losses = proxy.pretrain(child, int(steps), proxy.s.seed, i * int(steps) * (way == "+"))
+        losses = proxy.pretrain(child, int(steps), seed, i * int(steps) * (way == "+"))
         if way == "+":
             shared.absorb(child)
         done.append((-sum(losses), child))
@@ -63,11 +64,6 @@ def scored(key):
     losses = proxy.pretrain(model, int(steps), proxy.s.seed, offset=5000)
     tasks = [score for _, score in proxy.scores(model, proxy.s.seed)]
     return time.process_time() - begun, *losses, *tasks
-
-def agreement(x, full, resamples=2000):
-    """(tau-b, least, most): a 95 % interval by resampling backbones."""
-    picked = np.random.default_rng(0).integers(len(x), size=(resamples, len(x)))
-    return kendall_tau(x, full)[0], *np.quantile([kendall_tau(x[i], full[i])[0] for i in picked], (0.025, 0.975))
 
 def summary(found, full):
     """Lines: for each way tau-b of score, score - NSP loss, NSP and MLM, over all and within the better half.

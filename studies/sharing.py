@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data  # noqa: E402
 import opnas  # noqa: E402
 from autobert import Diverged  # noqa: E402
+import draw  # noqa: E402
 from draw import chart, measured, tsv  # noqa: E402
 from glue import kendall_tau  # noqa: E402
 from supernet import SuperNet  # noqa: E402
@@ -76,12 +77,10 @@ def savings(ways, own):
             f"{own} warm ones.\nOf {len(found)} backbones {sum(never)} never get there (lower bounds), {sum(at_once)} "
             "at once (upper bounds).\nThe paper saves 80 to 87 % of the GPU hours: a factor of 5 to 8.\n")
 
-def agreement(way, full, what, resamples=2000):
+def agreement(way, full, what):
     """Kendall's tau-b of "score" or "mlm" in two lists of Points, a 95 % interval by resampling backbones, and p."""
     x, y = (np.array([getattr(p, what) for p in points]) for points in (way, full))
-    picked = np.random.default_rng(0).integers(len(x), size=(resamples, len(x)))
-    low, high = np.quantile([kendall_tau(x[i], y[i])[0] for i in picked], (0.025, 0.975))
-    return "{:6.2f} [{:5.2f},{:5.2f}] p={:.3f}".format(kendall_tau(x, y)[0], low, high, kendall_tau(x, y)[1])
+    return "{:6.2f} [{:5.2f},{:5.2f}] p={:.3f}".format(*draw.agreement(x, y), kendall_tau(x, y)[1])
 
 def comparison(ways, full):
     """A table: of each start and steps means, and how the ranking agrees with that of the Points `full`."""
