@@ -42,31 +42,30 @@ class SearchSettings:
     size: str = flag("toy", "model size", choices=tuple(autobert.SIZES))
     tasks: tuple[str, ...] = flag(("QNLI", "STS-B"), "the score is their mean", choices=tuple(glue.TASKS))
     strategy: str = flag("op-nas", "of Fig. 6", choices=("op-nas", "ea+ws", "random+ws", "random"))
-    warm: int = flag(4, "first generation, to warm the super-net")
-    cold: int = flag(4, "its steps, in --steps")  # CHOICE: an untrained super-net trains longer; else none learn
-    population: int = flag(10, "random backbones, with those (l.1)")
+    warm: int = flag(1000, "steps that warm each branch of the super-net")
+    population: int = flag(12, "random backbones (l.1)")
     parents: int = flag(2, "K, mutated in each round (l.4)")
     children: int = flag(3, "mutants of each parent (l.5)")
     rounds: int = flag(3, "rounds of mutation (l.3)")  # CHOICE: "until convergence" (l.13) is a number
     again: int = flag(1, "1: judge parents again each round")
-    finalists: int = flag(2, "the best, judged again at the end")
+    finalists: int = flag(2, "the best, trained from scratch at the end")
     alpha: float = flag(None, "weight of the UCB bonus; default: 0.1 sd of the scores")
     tau: float = flag(None, "temperature of p; 1: the paper; default: likewise")
     collapse: float = flag(0.5, "least share of hidden states that varies by token")
     rows: int = flag(1000, "most training rows of a candidate's task; 0: all")
     steps: int = flag(100, "pre-training steps of a candidate")
-    final_steps: int = flag(1000, "the same of winner, bert, autobert-zero")
+    final_steps: int = flag(1000, "the same of finalists, bert, autobert-zero")
     final_seeds: int = flag(1, "final trainings of each")
     seed: int = flag(0, "of everything random")
     pretrain: autobert.PretrainSettings = autobert.PRETRAIN["toy"]
     tune: glue.FinetuneSettings = glue.PRESETS["toy"]
 
 PAPER = SearchSettings(
-    "base", tuple(glue.TASKS), population=100, parents=5, children=5, rounds=27, alpha=0.01, cold=1, steps=40_000,
+    "base", tuple(glue.TASKS), population=100, parents=5, children=5, rounds=27, alpha=0.01, warm=40_000, steps=40_000,
     rows=0, final_steps=1_000_000, tune=glue.PRESETS["paper"],  # App. D.1: 100 + 27 * 25 = 775 candidates
     pretrain=replace(autobert.PRETRAIN["base"], lr=2e-4, warmup=0.02))
 SMALL = replace(PAPER, size="small", tasks=("CoLA", "MRPC", "RTE", "STS-B"), population=50, rounds=4, alpha=None,
-                cold=5, steps=2000, final_steps=40_000, pretrain=replace(PAPER.pretrain, batch=64, lr=5e-4))
+                warm=10_000, steps=2000, final_steps=40_000, pretrain=replace(PAPER.pretrain, batch=64, lr=5e-4))
 PRESETS = {"toy": SearchSettings(), "small": SMALL, "paper": PAPER}
 
 # ---- UCB (Eq. 3) ----
@@ -118,9 +117,9 @@ class OperationPriority:
         return fmean(map(math.exp, entropies)) if seen else 0.0, N
 
 # ---- Mutation (Alg. 1 l.6 and l.7) ----
-def random_backbone(layers, rng, other=None):
-    """Each layer a convolution or an attention with p = 1/2 (l.1), or what it is not in `other`."""
-    convs = [not kernel_of(gene) for gene in other] if other else [rng.random() < 0.5 for _ in range(layers)]
+def random_backbone(layers, rng):
+    """Each layer a convolution or an attention with p = 1/2 (l.1)."""
+    convs = [rng.random() < 0.5 for _ in range(layers)]
     return tuple(rng.choice(CONVOLUTIONS) if conv else ops.formula(ops.random_dag(rng)) for conv in convs)
 
 def grow(tables, rng, counts):
@@ -216,18 +215,17 @@ def best_of(candidates, k):
 
 def plan(s):
     """[(kind, new candidates, ones judged again)] of each round. CHOICE: scores of different rounds must be comparable,
-    though the super-net matures. So a first generation with both branches of every layer warms it, one after the other
-    (four at once write over each other); the parents of each round are judged again, and the best at the end."""
-    size, shares = s.parents * s.children, s.strategy != "random"
-    first, last = s.warm * shares, s.finalists * shares
-    # CHOICE: M_0 comes a round's size at a time (l.1, l.2), or all would start from an untrained super-net
-    chunks = [("random", min(size, s.population - i), 0) for i in range(first, s.population, size)]
+    though the super-net matures, so the parents of each round are judged again. CHOICE: shared weights hide whether a
+    backbone learns without them, so the best are trained from scratch at the end."""
+    size = s.parents * s.children
+    # CHOICE: M_0 comes a round's size at a time (l.1, l.2), so that it also warms the super-net
+    chunks = [("random", min(size, s.population - i), 0) for i in range(0, s.population, size)]
     rounds = [("random", size, 0) if "random" in s.strategy else ("mutants", size, s.parents * s.again)] * s.rounds
-    return [("first", 1, 0)] * first + chunks + rounds + [("last", 0, last)] * (last > 0)
+    return chunks + rounds + [("last", 0, s.finalists)] * (s.finalists > 0)
 
 def steps_of(s, kind):
     """Pre-training steps of a judgement in such a round."""
-    return s.steps * (s.cold if kind == "first" else 1)
+    return s.final_steps if kind == "last" else s.steps
 
 def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda *_: None):
     """Algorithm 1 -> a log: every Candidate, those turned away too. fitness(round, batch, log) -> the batch, judged.
@@ -243,9 +241,8 @@ def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda 
         for i in range(size):
             parent, reason = parents[i % len(parents)] if parents else None, "not tried"  # l.5
             while reason:
-                other = M[-1].backbone if kind == "first" and number % 2 else None
                 backbone = (mutate(parent.backbone, tables, rng, seen, counts) if parent  # l.6, l.7
-                            else random_backbone(layers, rng, other))
+                            else random_backbone(layers, rng))
                 if backbone not in seen:
                     seen.add(backbone)
                     tries -= 1
@@ -304,35 +301,50 @@ class Proxy:
         autobert.pretrain(model, self.batches, s, self.device, offset=offset)
         return autobert.held_out_loss(model, self.held_out, 16, self.device, s.precision)
 
-    def scores(self, model, seed, final=False):
-        """((task, score in [0, 1]), ..), fine-tuned. DEVIATION: candidates are scored on a tenth of the training rows:
-        dev shall be new to the winner; the paper selects on it."""
+    def scores(self, model, seed, rows=None, final=False):
+        """((task, score in [0, 1]), ..), fine-tuned on at most so many rows. DEVIATION: candidates are scored on a tenth
+        of the training rows: dev shall be new to the winner; the paper selects on it."""
         found = []
-        for task, ((rows, labels), dev) in self.tasks.items():
-            order, tenth = np.random.default_rng(seed).permutation(len(rows)), len(rows) // 10
-            parts = order[tenth:][:None if final else self.s.rows or None], order[:tenth]
-            train, rest = (([rows[i] for i in part], labels[part]) for part in parts)
+        for task, ((texts, labels), dev) in self.tasks.items():
+            order, tenth = np.random.default_rng(seed).permutation(len(texts)), len(texts) // 10
+            train, rest = (([texts[i] for i in part], labels[part]) for part in (order[tenth:][:rows], order[:tenth]))
             _, score = glue.finetune(model.encoder, task, train, dev if final else rest, self.s.tune, seed, self.device)
             found.append((task, max(0.0, float(score))))
         return tuple(found)
 
-    def judge(self, path, backbone, steps, offset):
-        """Write a Candidate's fields and, unless rejected, weights (l.8, l.9)."""
-        start, seed, mlm, nsp, tasks = time.time(), self.s.seed, None, None, ()
-        slots = None if self.s.strategy == "random" else load(self.folder / "state.pt")["slots"]
+    def warm(self, path):
+        """Write a search's first state. CHOICE: its super-net has learnt with convolutions only, then with BERT's
+        attention. These are no candidates. From random weights few random backbones learn enough to be told apart."""
+        net, offset = supernet.SuperNet(self.config, self.s.seed), 0
+        for gene in (CONVOLUTIONS[-1], ops.ATTENTIONS["bert"]):
+            if self.s.warm and self.s.strategy != "random":
+                print(f"-- warming the super-net: {self.s.warm} steps of {gene} in all layers", flush=True)
+                child = net.child([gene] * self.config.layers)
+                self.pretrain(child, self.s.warm, self.s.seed, offset)
+                net.absorb(child)
+                offset += self.s.warm
+        save(path, dict(config=asdict(self.config), corpus=str(self.corpus.folder), log=(), offset=offset, slots=net.slots))
+
+    def judge(self, path, backbone, kind, offset):
+        """Write a Candidate's fields and, unless rejected, weights (l.8, l.9). The last ones start from scratch, with
+        all rows, and a seed that no final training has: the winner shall not win by its luck."""
+        start, last, mlm, nsp, tasks = time.time(), kind == "last", None, None, ()
+        seed, rows = (100 * self.s.seed + 99, None) if last else (self.s.seed, self.s.rows or None)
+        slots = None if last or self.s.strategy == "random" else load(self.folder / "state.pt")["slots"]
         child = supernet.SuperNet(self.config, slots=slots).child(backbone) if slots else self.model(backbone, seed)
         try:
-            mlm, nsp = self.pretrain(child, steps, seed, offset)
+            mlm, nsp = self.pretrain(child, steps_of(self.s, kind), seed, offset)
             reason = "" if mlm < self.unigram - 0.05 or not slots else "no learning"  # CHOICE: scratch takes longer
-            tasks = () if reason else self.scores(child, seed)
+            tasks = () if reason else self.scores(child, seed, rows)
         except autobert.Diverged:
             reason = "diverged"
         found = dict(score=fmean(x for _, x in tasks) if tasks else None, reason=reason, mlm=mlm, nsp=nsp,
                      tasks=tasks, seconds=time.time() - start)
         save(path, (found, child.state_dict() if tasks and slots else {}))
 
-    def final(self, path, backbone, seed):
-        """Write a checkpoint of a full training, with its losses and scores."""
+    def final(self, path, backbone, i):
+        """Write a checkpoint of a full training, the winner's i-th say, with its losses and scores."""
+        seed = 100 * self.s.seed + i
         model = self.model(backbone, seed)
         mlm, nsp = self.pretrain(model, self.s.final_steps, seed)
         tasks = self.scores(model, seed, final=True)
@@ -369,18 +381,14 @@ class Run:
     """A search. All its state is state.pt: the log of whole rounds and their super-net."""
     def __init__(self, folder, map):
         self.folder, self.map, self.s, self.begun, self.done = folder, map, PROXY.s, time.time(), 0
-        path = folder / "state.pt"
-        if not path.exists():
-            save(path, dict(config=asdict(PROXY.config), corpus=str(PROXY.corpus.folder), log=(), offset=0,
-                            slots=supernet.SuperNet(PROXY.config, self.s.seed).slots))
-        self.log = [Candidate(*c) for c in load(path)["log"]]
+        self.log = [Candidate(*c) for c in load(folder / "state.pt")["log"]]
 
     def fitness(self, number, batch, log):
         """Judge a round from one snapshot of the super-net, then write back, best last."""
         state, judged = load(self.folder / "state.pt"), []
-        steps = steps_of(self.s, plan(self.s)[number][0])
+        kind = plan(self.s)[number][0]
         paths = [self.folder / f"round-{number}-{c.number}.pt" for c in batch]
-        jobs = [("judge", path, c.backbone, steps, state["offset"]) for c, path in zip(batch, paths)]
+        jobs = [("judge", path, c.backbone, kind, state["offset"]) for c, path in zip(batch, paths)]
         for c, path, _ in zip(batch, paths, self.map(once, jobs)):
             judged.append(replace(c, **load(path)[0]))
             self.tell(judged[-1], [*log, *judged])
@@ -388,7 +396,7 @@ class Run:
         for i in supernet.write_order([c.score or 0 for c in judged]):
             net.absorb(load(paths[i])[1])
         log = [*log, *judged]
-        state |= dict(log=[astuple(c) for c in log], offset=state["offset"] + steps)
+        state |= dict(log=[astuple(c) for c in log], offset=state["offset"] + steps_of(self.s, kind))
         save(self.folder / "state.pt", state)  # the one moment at which a round is over
         write_table(self.folder / "candidates.tsv", log)
         tell_useless(judged)
@@ -438,13 +446,16 @@ def verdict(gaps):
     where = "above" if mean > error else "below" if mean < -error else "level with"
     return f"The winner is {where} bert: {mean:+.1f} ± {error:.1f} (95 %, {len(gaps)} trainings of each)."
 
+def finals(folder, name, backbone):
+    """Jobs: the final trainings of a backbone."""
+    return [("final", folder / f"{name}-{i}.pt", tuple(backbone), i) for i in range(PROXY.s.final_seeds)]
+
 def judge_winner(run, winner):
     """Train winner, bert and autobert-zero alike; print the table."""
     backbones = {"best": winner} | {x: autobert.load_backbone(x, len(winner)) for x in ("bert", "autobert-zero")}
     seeds = range(run.s.final_seeds)
     print(f"-- final training of {', '.join(backbones)}, {run.s.final_steps} steps each", flush=True)
-    jobs = [("final", run.folder / f"{name}-{i}.pt", backbones[name], i) for name in backbones for i in seeds]
-    list(run.map(once, jobs))
+    list(run.map(once, [job for name in backbones for job in finals(run.folder, name, backbones[name])]))
     rows, averages = [("", *run.s.tasks, "average", "MLM", "NSP", "params")], {}
     for name, genes in backbones.items():
         found = [load(run.folder / f"{name}-{i}.pt") for i in seeds]
@@ -480,7 +491,11 @@ def search(s: SearchSettings, preset: tuple(PRESETS) = "toy", corpus: str = "toy
     start_worker(folder, device)  # to propose and write back
     pool = ProcessPoolExecutor(workers, mp.get_context("spawn"), start_worker, (folder, device))
     try:
-        run = Run(folder, map if workers == 1 else pool.map)
+        each = map if workers == 1 else pool.map
+        zero = autobert.load_backbone("autobert-zero", PROXY.config.layers)
+        early = each(once, [("warm", folder / "state.pt"), *finals(folder, "autobert-zero", zero)])
+        next(early)  # one process warms the super-net; another trains what the end needs
+        run = Run(folder, each)
         log = evolve(s, PROXY.config.layers, run.fitness, PROXY.probe, run.log, note)
         M = last_of(log)
         winner = best_of([c for c in M if plan(s)[c.round][0] == "last"], 1) or best_of(M, 1)

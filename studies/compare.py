@@ -14,6 +14,7 @@ import math
 import random
 import statistics
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from unittest import mock
@@ -30,12 +31,15 @@ from glue import interval  # noqa: E402
 ARMS = {name: {"strategy": name} for name in ("op-nas", "ea+ws", "random+ws", "random")} | {  # on landscapes also
     "literal": {"tau": 1.0, "alpha": 0.01}, "ea-copy": {"strategy": "ea+ws"}, "op-nas-copy": {}}  # as printed; controls
 
-def settings_of(seed, arm, s):
-    """An arm's settings. CHOICE: one budget is as many pre-training steps in all, on as many candidates. In random
-    search each trains for longer, as no parent is judged again and, from scratch, no super-net is warmed."""
+def settings_of(seed, arm, s, trainings=0):
+    """An arm's settings. CHOICE: one budget is as many judgements, so random search gets new candidates where the others
+    judge parents again; from scratch it gets so many full trainings, if any, which are to take as long."""
     changed = replace(s, seed=int(seed), **ARMS[arm])
-    whole, mine = (sum(opnas.steps_of(x, kind) * sum(counts) for kind, *counts in opnas.plan(x)) for x in (s, changed))
-    return replace(changed, steps=s.steps * whole // mine)
+    if "random" in changed.strategy:
+        changed = replace(changed, population=s.population + s.rounds * s.parents * s.again)
+    if changed.strategy == "random" and trainings:
+        changed = replace(changed, population=trainings, rounds=0, finalists=0, steps=s.final_steps, rows=0)
+    return changed
 
 def copying(backbone, tables, rng, counts, mutate=opnas.mutate_inter):
     """opnas.mutate_inter, but a layer that turns into an attention copies another layer's, if there is one."""
@@ -44,28 +48,42 @@ def copying(backbone, tables, rng, counts, mutate=opnas.mutate_inter):
                  for old, new in zip(backbone, mutate(backbone, tables, rng, counts)))
 
 def curve_of(s, log, value):
-    """[[pre-training steps so far, value of the best Candidate by its last score], ..] after each judgement."""
-    judged, plan = [c for c in log if c.number is not None], opnas.plan(s)
-    spent = itertools.accumulate(opnas.steps_of(s, plan[c.round][0]) for c in judged)
+    """[[pre-training steps so far, value of the best Candidate by its last score], ..] after each judgement but those
+    of the last round."""
+    judged = before_the_last(s, log)
     bests = (opnas.best_of(opnas.last_of(judged[:i + 1]), 1) for i in range(len(judged)))
-    return [[x, round(sum(map(value, best)), 5)] for x, best in zip(spent, bests)]
+    return [[s.steps * (i + 1), round(sum(map(value, best)), 5)] for i, best in enumerate(bests)]
+
+def before_the_last(s, log):
+    """The judgements of all rounds but the last, which trains from scratch."""
+    return [c for c in log if c.number is not None and opnas.plan(s)[c.round][0] != "last"]
 
 # ---- On the task ----
-def on_the_task(s, corpus, glue, out, workers, device, key):
-    """(best score in the end, score of the winner fully trained, curve) of a (seed, arm)."""
-    s, folder, score = settings_of(*key, s), out / "-".join(key), 0.0
-    with mock.patch.object(opnas, "judge_winner", lambda run, winner: None):
-        opnas.search(vars(s), corpus=corpus, glue=glue, out=str(folder), workers=workers, device=device)
-    curve = curve_of(s, [opnas.Candidate(*c) for c in opnas.load(folder / "state.pt")["log"]], lambda c: c.score)
+def on_the_task(s, trainings, corpus, glue, out, workers, device, key):
+    """(best score before the last round, score of the winner fully trained, seconds, curve) of a (seed, arm). The arms
+    "median", the median candidate of op-nas by its score, and "bert" search nothing."""
+    (seed, arm), begun, score = key, time.time(), 0.0
+    s = settings_of(seed, arm if arm in ARMS else "op-nas", s, trainings)
+    folder = out / f"{seed}-{arm if arm in ARMS else 'op-nas'}"
+    if arm in ARMS:
+        with mock.patch.object(opnas, "judge_winner", lambda run, winner: None):
+            opnas.search(vars(s) | {"final_seeds": 0}, corpus=corpus, glue=glue, out=str(folder), workers=workers,
+                         device=device)
+    seconds, log = time.time() - begun, [opnas.Candidate(*c) for c in opnas.load(folder / "state.pt")["log"]]
+    ranked = opnas.best_of(opnas.last_of(before_the_last(s, log)), len(log))
+    opnas.start_worker(folder, device)
+    backbone = {"median": ranked[len(ranked) // 2].backbone, "bert": load_backbone("bert", opnas.PROXY.config.layers)}
     with contextlib.suppress(Diverged):
-        model = opnas.PROXY.model(load_backbone(folder / "best.json"), s.seed)
+        model = opnas.PROXY.model(backbone.get(arm, load_backbone(folder / "best.json")), s.seed)
         opnas.PROXY.pretrain(model, s.final_steps, s.seed)
         score = statistics.fmean(x for _, x in opnas.PROXY.scores(model, s.seed, final=True))
-    return curve[-1][1], score, curve
+    curve = curve_of(s, log, lambda c: c.score) if arm in ARMS else []
+    return curve[-1][1] if curve else 0.0, score, round(seconds), curve
 
 # ---- On landscapes ----
 LAYERS, NOISE = 12, 0.04  # the noise is that of a score, its sd half that of the true fitness of random backbones
-LANDSCAPES = opnas.SearchSettings(warm=0, population=50, parents=5, children=5, rounds=4, again=0, finalists=0, steps=1)
+LANDSCAPES = opnas.SearchSettings(warm=0, population=50, parents=5, children=5, rounds=4, again=0, finalists=0,
+                                   steps=1)
 FAMILIES = {  # what a node adds; w(...) is a fixed Gaussian number, reads its operands' ops
     "by position": lambda w, layer, t, op, reads: w(t, op),
     "by op": lambda w, layer, t, op, reads: w(op),
@@ -116,11 +134,13 @@ def measured(path, head, todo, job):
             data.write_beside(path, text)
     return [dict(zip(head, line.split("\t"))) for line in text.splitlines()[1:]]
 
-def pairs(rows, arms, measures, families):
-    """Rows of pairs.tsv, for each two arms: means, paired difference with its 95 % interval, the least one that so many
+def pairs(rows, measures, families):
+    """Rows of pairs.tsv, for each two arms of a measure: means, paired difference with its 95 % interval, the least one that so many
     pairs would show with a power of 80 %, share of pairs in which it is above (a tie: half). Family "": all."""
     table = [("measure", "arm", "mean", "other", "its mean", "difference", "+-", "detectable", "above", "pairs")]
-    for measure, family, (a, b) in itertools.product(measures, families, itertools.combinations(arms, 2)):
+    todo = ((measure, family, two) for (measure, arms), family in itertools.product(measures.items(), families)
+            for two in itertools.combinations(arms, 2))
+    for measure, family, (a, b) in todo:
         found = {(row["arm"], row["pair"]): float(row[measure]) for row in rows if row["pair"].endswith(family)}
         both = [(x, found[b, pair]) for (arm, pair), x in found.items() if arm == a]
         mean, half = interval([x - y for x, y in both])
@@ -130,21 +150,23 @@ def pairs(rows, arms, measures, families):
     return table
 
 def picture(rows):
-    """Fig. 6 as SVG: each arm's mean over the pairs with its 95 % interval, from two pairs on."""
+    """Fig. 6 as SVG: each strategy's mean over the pairs with its 95 % interval, from two pairs on."""
     series = {}
-    for arm in dict.fromkeys(row["arm"] for row in rows):
+    for arm in dict.fromkeys(row["arm"] for row in rows if row["curve"] != "[]"):
         runs = [json.loads(row["curve"]) for row in rows if row["arm"] == arm]
         columns = [interval([y for _, y in points]) for points in zip(*runs)]
         series[arm] = [x for x, _ in runs[0]], *zip(*((mean, mean - half, mean + half) for mean, half in columns))
     return chart("Search strategies", "pre-training steps; on landscapes candidates", "best so far, mean", series)
 
 def compare(s: opnas.SearchSettings, landscapes: bool = False, seeds: int = 5, corpus: str = "toy/corpus.txt",
-            glue: str = "toy/glue", out: str = "runs/compare", workers: int = 2, device: str = "auto"):
-    """Which strategy finds the better backbone for one budget (Fig. 6)? Search with each, train the winners and compare
-    those of one seed: the folder gets searches.tsv (a row each), pairs.tsv (every two strategies) and curves.svg.
+            glue: str = "toy/glue", out: str = "runs/compare", trainings: int = 9, workers: int = 2, device: str = "auto"):
+    """Which strategy finds the better backbone for one budget (Fig. 6)? Search with each, train the winners, op-nas'
+    median candidate and bert, and compare those of one seed: the folder gets searches.tsv (a row each), pairs.tsv (every
+    two) and curves.svg.
 
     landscapes: made-up fitness functions in place of training; 60 seeds are ten of a family
     seeds: pairs, from --seed on
+    trainings: full ones of random search, about the seconds of the others
     corpus: a folder that `data.py prepare` wrote, or a text file
     glue: the folder that holds CoLA, SST-2, .."""
     out, s = Path(out), replace(LANDSCAPES if landscapes else opnas.SearchSettings(), **s)
@@ -152,14 +174,16 @@ def compare(s: opnas.SearchSettings, landscapes: bool = False, seeds: int = 5, c
     if known.exists():
         data.check_same(json.loads(known.read_text()), json.loads(about), out)
     data.write_beside(known, about)
-    names, arms, measures, families = map(str, range(s.seed, s.seed + seeds)), [*ARMS][:4], ("best", "winner"), [""]
-    job = functools.partial(on_the_task, s, corpus, glue, out, workers, device)
+    names, arms, families = map(str, range(s.seed, s.seed + seeds)), [*ARMS][:4], [""]
+    measures = {"best": arms, "winner": [*arms, "median", "bert"]}
+    head, job = ("winner", "seconds"), functools.partial(on_the_task, s, trainings, corpus, glue, out, workers, device)
     if landscapes:
-        arms, measures, families = [arm for arm in ARMS if arm != "random+ws"], ("best",), ["", *FAMILIES][:seeds + 1]
+        measures, head, families = {"best": [arm for arm in ARMS if arm != "random+ws"]}, (), ["", *FAMILIES][:seeds + 1]
         names, job = map("{} {}".format, names, itertools.cycle(FAMILIES)), functools.partial(on_a_landscape, s)
-    rows = measured(out / "searches.tsv", ("pair", "arm", *measures, "curve"), itertools.product(names, arms), job)
-    table = pairs(rows, arms, measures, families)
-    print(tsv(*table[:16]), end="")  # of landscapes the first 15, which are of all families
+    todo = itertools.product(names, [*measures.values()][-1])
+    rows = measured(out / "searches.tsv", ("pair", "arm", "best", *head, "curve"), todo, job)
+    table = pairs(rows, measures, families)
+    print(tsv(*(row for row in table if row[0] in ("measure", *measures))), end="")  # those of all families
     data.write_beside(out / "pairs.tsv", tsv(*table))
     data.write_beside(out / "curves.svg", picture(rows))
 

@@ -8,8 +8,9 @@ cores; the same command again goes on, and writes RUN/proxy.tsv:
     python studies/proxy.py --run runs/instrument
 
 A way is NET:STEPS:ROWS:LR, the pre-training steps, the training rows of a task (0: all) and the peak learning rate. NET
-is 0 (random weights), 4x500 (four random backbones of 500 steps each start together from random weights and write
-back), 4+500 (one after the other), or bert+500 (bert, then convolutions only); 4+500@1 draws other backbones and weights.
+is 0 (random weights) or what warms a super-net, with steps: r500 a random backbone, o500 one with the other branch in
+every layer, k1000 conv 65 in every layer, c1000 random convolutions, b1000 bert. r500+o500 one after the other, r500xo500
+both from the same weights; @1 at the end: other random numbers.
 """
 import random
 import re
@@ -23,33 +24,39 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data  # noqa: E402
 import opnas  # noqa: E402
-from autobert import load_backbone  # noqa: E402
+from autobert import CONVOLUTIONS, kernel_of, load_backbone  # noqa: E402
 from draw import agreement, measured  # noqa: E402
 from glue import kendall_tau  # noqa: E402
 from supernet import SuperNet, write_order  # noqa: E402
 
-WAYS = ("4+500:50:1000", "4+500:100:1000", "4+500:200:1000:1e-3", "4x500:100:1000", "bert+1000:100:1000:1e-3",
-        "0:250:1000", "0:500:1000")
+FOUR = "r500+o500+r500+o500"
+WAYS = (f"{FOUR}:50:1000", f"{FOUR}:100:1000", f"{FOUR}:200:1000:1e-3", f"{FOUR}@1:100:1000", "k1000+b1000@1:100:1000",
+        f"{FOUR}:100:1000".replace("+", "x"), "0:250:1000", "0:500:1000")
+
+def warming(kind, layers, rng, last):
+    """A backbone that is to warm a super-net."""
+    if kind in "bk":
+        return load_backbone("bert", layers) if kind == "b" else CONVOLUTIONS[-1:] * layers
+    if kind == "c":
+        return [rng.choice(CONVOLUTIONS) for _ in range(layers)]
+    while opnas.PROXY.probe(backbone := opnas.random_backbone(layers, rng)) or kind == "o" and any(
+            bool(kernel_of(a)) == bool(kernel_of(b)) for a, b in zip(backbone, last)):
+        pass
+    return backbone
 
 def warmed(key):
-    """Write RUN/net-NET.pt, the slots of a super-net once both branches of every layer are trained; its seconds."""
-    (net,), proxy, backbone, begun = key, opnas.PROXY, None, time.process_time()
-    first, way, steps, seed = re.fullmatch(r"(\d+|bert)(?:([x+])(\d+))?(?:@(\d+))?", net).groups("0")
-    seed = int(seed)
-    shared, rng, done = SuperNet(proxy.config, seed), random.Random(f"proxy {seed}" if seed else "proxy"), []
-    for i in range(2 if first == "bert" else int(first)):
-        other = backbone if i % 2 else None  # then both branches of every layer are trained
-        backbone = opnas.random_backbone(proxy.config.layers, rng, other)
-        while proxy.probe(backbone):
-            backbone = opnas.random_backbone(proxy.config.layers, rng, other)
-        if first == "bert" and not i:
-            backbone = load_backbone("bert", proxy.config.layers)
-        child = shared.child(backbone)
-        losses = proxy.pretrain(child, int(steps), seed, i * int(steps) * (way == "+"))
-        if way == "+":
+    """Write RUN/net-NET.pt, the slots of a super-net once backbones have warmed it; its seconds."""
+    (net,), proxy, begun, together, backbone, offset = key, opnas.PROXY, time.process_time(), "x" in key[0], None, 0
+    parts, seed = re.findall(r"([rokcb])(\d+)", net), int((net.split("@") + ["0"])[1])
+    shared, rng, done = SuperNet(proxy.config, seed), random.Random(f"proxy {seed}"), []
+    for kind, steps in parts:
+        child = shared.child(backbone := warming(kind, proxy.config.layers, rng, backbone))
+        losses = proxy.pretrain(child, int(steps), seed, offset)
+        if not together:
             shared.absorb(child)
+            offset += int(steps)
         done.append((-sum(losses), child))
-    for i in write_order([score for score, _ in done]) if way == "x" else ():
+    for i in write_order([score for score, _ in done]) if together else ():
         shared.absorb(done[i][1])
     opnas.save(proxy.folder / f"net-{net}.pt", shared.slots)
     return (time.process_time() - begun,)
@@ -58,23 +65,23 @@ def scored(key):
     """(seconds, mlm, nsp, score of each task) of a (way, backbone)."""
     (way, backbone), proxy, begun = key, opnas.PROXY, time.process_time()
     net, steps, rows, *lr = way.split(":")
-    proxy.s = replace(proxy.s, rows=int(rows), pretrain=replace(proxy.s.pretrain, lr=float((lr or [3e-3])[0])))
+    proxy.s = replace(proxy.s, pretrain=replace(proxy.s.pretrain, lr=float((lr or [3e-3])[0])))
     genes, slots = tuple(backbone.split(" | ")), opnas.load(proxy.folder / f"net-{net}.pt")
     model = SuperNet(proxy.config, slots=slots).child(genes) if net != "0" else proxy.model(genes, proxy.s.seed)
     losses = proxy.pretrain(model, int(steps), proxy.s.seed, offset=5000)
-    tasks = [score for _, score in proxy.scores(model, proxy.s.seed)]
+    tasks = [score for _, score in proxy.scores(model, proxy.s.seed, int(rows) or None)]
     return time.process_time() - begun, *losses, *tasks
 
 def summary(found, full):
     """Lines: for each way tau-b of score, score - NSP loss, NSP and MLM, over all and within the better half.
     found: {way: (backbones, cells)}; full: (backbones,) scores of full training."""
     better, lines = full >= np.median(full), [f"{len(full)} backbones; tau-b [95 %] over all, then in the better half"]
-    lines.append(f"{'way':25}seconds" + "".join(f"{x:>28}" for x in ("score", "score - NSP loss", "NSP", "MLM")))
+    lines.append(f"{'way':35}seconds" + "".join(f"{x:>28}" for x in ("score", "score - NSP loss", "NSP", "MLM")))
     for way, x in found.items():
         score, mlm, nsp = x[:, 3:].mean(1), x[:, 1], x[:, 2]
         cells = ["{:6.2f} [{:.2f},{:.2f}]".format(*agreement(y, full)) + "{:6.2f}".format(
                  kendall_tau(y[better], full[better])[0]) for y in (score, score - nsp, -nsp, -mlm)]
-        lines.append(f"{way:25}{x[:, 0].mean():7.1f}" + "".join(f"{cell:>28}" for cell in cells))
+        lines.append(f"{way:35}{x[:, 0].mean():7.1f}" + "".join(f"{cell:>28}" for cell in cells))
     return "\n".join(lines)
 
 def proxy(run: str = "runs/instrument", ways: tuple[str, ...] = WAYS, workers: int = 2):
@@ -82,7 +89,7 @@ def proxy(run: str = "runs/instrument", ways: tuple[str, ...] = WAYS, workers: i
     rank correlations with full training.
 
     run: the folder of studies/instrument.py
-    ways: NET:STEPS:ROWS:LR; NET: 0, 4x500, 4+500 or bert+500, as the file's first lines say"""
+    ways: NET:STEPS:ROWS:LR, as the file's first lines say"""
     folder = Path(run)
     rows = [line.split("\t") for line in (folder / "rows.tsv").read_text().splitlines()]
     full, start = {}, (folder, "cpu")

@@ -51,7 +51,7 @@ def trained(key):
     model = warm(genes) if start == "warm" else proxy.model(genes, seed)
     with contextlib.suppress(Diverged):
         mlm, _ = proxy.pretrain(model, int(steps), seed, state["offset"])
-        score = float(np.mean([x for _, x in proxy.scores(model, seed)]))
+        score = float(np.mean([x for _, x in proxy.scores(model, seed, proxy.s.rows or None)]))
     return mlm, score, time.time() - begun
 
 # ---- What they say ----

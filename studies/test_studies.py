@@ -228,7 +228,7 @@ import proxy  # noqa: E402
 import sharing  # noqa: E402
 import supernet  # noqa: E402
 
-TINY = {"tasks": ("RTE",), "warm": 2, "cold": 3, "population": 4, "parents": 2, "children": 1, "rounds": 1,
+TINY = {"tasks": ("RTE",), "warm": 3, "population": 4, "parents": 2, "children": 1, "rounds": 1,
         "finalists": 2, "rows": 24, "steps": 2, "final_steps": 4, "collapse": 0.0, "seed": 3}
 
 def worth(genes):
@@ -269,8 +269,8 @@ def test_a_proxy_that_ranks_as_full_training_has_a_tau_of_1(search, tmp_path, ca
     backbones = [*dict.fromkeys(row[-1] for row in rows_of(tmp_path / "candidates.tsv"))][:3]
     (tmp_path / "rows.tsv").write_text("name\tseed\tbackbone\tseconds\tmlm\tnsp\tRTE\n" + "".join(
         f"a\t1\t{b}\t1\t2\t.5\t{worth(b.split(' | '))}\n" for b in backbones * 2))
-    proxy.proxy(str(tmp_path), ("0:1:9", "2x1:1:9", "2+1:1:9"), 1)
-    assert len(rows_of(tmp_path / "proxy.tsv")) == 9 and capsys.readouterr().out.count("1.00 [") >= 3
+    proxy.proxy(str(tmp_path), ("0:1:9", "r1xo1:1:9", "k1+b1:1:9", "c1+r1@1:1:9"), 1)
+    assert len(rows_of(tmp_path / "proxy.tsv")) == 12 and capsys.readouterr().out.count("1.00 [") >= 4
 
 def test_the_share_that_varies_is_the_probes_and_thresholds_are_counted_by_hand(tmp_path, capsys):
     collapse.collapse(3, 8, 2, 1, str(tmp_path), str(HERE.parent / "toy/held-out.txt"), 1)
@@ -300,19 +300,19 @@ def test_the_control_copies_a_layers_attention_if_there_is_one():
     alone = [mutate(("conv 9",), tables, random.Random(2), {}) for mutate in (compare.copying, opnas.mutate_inter)]
     assert alone[0] == alone[1] != ("conv 9",)  # nothing to copy: it grows
 
-def test_every_strategy_has_the_same_budget_of_steps():
-    def spent(s):
-        log = opnas.evolve(s, 4, lambda number, batch, _: [opnas.Candidate(*astuple(c)[:4], 0.5) for c in batch])
-        return sum(s.steps * (s.cold if c.round < 4 and s.strategy != "random" else 1) for c in log)
-    s = opnas.SearchSettings(warm=4, cold=5, population=12, parents=2, children=2, rounds=4, finalists=3)
-    for arm in ("op-nas", "ea+ws", "random+ws", "random"):
-        assert 0.99 * spent(s) < spent(compare.settings_of(3, arm, s)) <= spent(s) == (4 * 5 + 35) * s.steps
+def test_every_strategy_has_as_many_judgements_and_random_search_full_trainings():
+    s = opnas.SearchSettings(population=12, parents=2, children=2, rounds=4, finalists=3)
+    for arm in ("op-nas", "ea+ws", "random+ws"):
+        plan = opnas.plan(compare.settings_of(3, arm, s, 5))
+        assert sum(sum(counts) for _, *counts in plan[:-1]) == 12 + 4 * (4 + 2) and plan[-1] == ("last", 0, 3)
+    alone = compare.settings_of(3, "random", s, 5)
+    assert opnas.plan(alone) == [("random", 4, 0), ("random", 1, 0)] and (alone.steps, alone.rows) == (1000, 0)
 
 def test_differences_of_pairs_by_hand():
     """Of 1, 3, 0, 4: mean 2, sd 1.826; half 3.182 * 1.826 / 2 = 2.905; above 3.5 of 4."""
     scores = [*zip("aaaabbbb", "01230123", "14290125")]
     rows = [{"arm": arm, "pair": f"{pair} f", "best": score} for arm, pair, score in scores]
-    _, row, same = compare.pairs(rows, "ab", ["best"], ["", "f"])
+    _, row, same = compare.pairs(rows, {"best": "ab"}, ["", "f"])
     assert row[0] == "best" and same == ("best f", *row[1:]) and row[-2:] == ("0.8750", 4)
     assert [float(row[i]) for i in (2, 4, 5, 6, 7)] == pytest.approx([4, 2, 2, 2.905, 1.43 * 2.905], abs=2e-3)
 
@@ -330,11 +330,14 @@ def test_landscapes_are_paired_and_a_second_call_goes_on(tmp_path, monkeypatch):
 def test_searches_are_compared_with_their_winners(tmp_path, search):
     search(tmp_path, compare.compare, seeds=1)
     rows = rows_of(tmp_path / "searches.tsv")
-    assert [row[:2] for row in rows] == [["3", arm] for arm in ("op-nas", "ea+ws", "random+ws", "random")]
-    for _, arm, best, winner, curve in rows:
+    assert [row[:2] for row in rows] == [["3", arm] for arm in ("op-nas ea+ws random+ws random median bert".split())]
+    for _, arm, best, winner, _, curve in rows[:4]:
         log = [opnas.Candidate(*c) for c in opnas.load(tmp_path / f"3-{arm}/state.pt")["log"]]
         expected = [max(worth(c.backbone) for c in log)] * 3
         assert [float(best), float(winner), json.loads(curve)[-1][1]] == pytest.approx(expected, abs=1e-5)
+    log = opnas.load(tmp_path / "3-op-nas/state.pt")["log"]
+    middle = sorted({worth(c[3]) for c in log})[(len({c[0] for c in log}) - 1) // 2]
+    assert [float(row[3]) for row in rows[4:]] == pytest.approx([middle, worth(autobert.load_backbone("bert", 4))])
 
 # ---- sharing ----
 def test_what_points_say_of_sharing_by_hand():
