@@ -60,7 +60,7 @@ def spearman(x, y):
 
 def kendall_tau(x, y):
     """(tau-b, p) of Kendall's rank correlation (Fig. 8); (0, 1) if x or y is constant. p: two-sided, by the normal
-    approximation with ties (Daniels 1944), rough below n = 10. Example: [1, 2, 3], [1, 3, 2] -> (0.333, 0.602)"""
+    approximation with ties, rough below n = 10. Example: [1, 2, 3], [1, 3, 2] -> (0.333, 0.602)"""
     a, b = (np.sign(np.subtract.outer(v, v)) for v in (x, y))  # (n, n): -1, 1, or 0 for a tie
     n, a2, b2 = len(a), (a * a).sum(), (b * b).sum()
     if not a2 * b2:

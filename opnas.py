@@ -1,8 +1,7 @@
 """Operation-Priority NAS (paper Sec. 3.2, Algorithm 1, Eq. 3): the search, from text to a judged backbone.
 
-Random backbones are scored; then the best are mutated, round by round. A mutant starts from the super-net's weights and
-pre-trains briefly; its mean score on a few tasks counts. A mutation draws what it puts in by upper confidence
-bounds (UCB), what has done well more often: ops at a position of a path, kernels in a layer.
+Random backbones are scored, then the best are mutated, round by round. A mutant starts from shared weights and trains
+briefly. A mutation draws by confidence bounds (UCB) what has done well: ops at a position of a path, a layer's kernel.
 
     M      all candidates ever scored              K    parents of a round
     u_i    UCB score of op or kernel i (Eq. 3)     p    softmax(u / tau), what is drawn
@@ -46,15 +45,15 @@ class SearchSettings:
     population: int = flag(12, "random backbones (l.1)")
     parents: int = flag(2, "K, mutated in each round (l.4)")
     children: int = flag(3, "mutants of each parent (l.5)")
-    rounds: int = flag(3, "rounds of mutation (l.3)")  # CHOICE: "until convergence" (l.13) is a number
-    again: int = flag(1, "1: judge parents again each round")
+    rounds: int = flag(2, "rounds of mutation (l.3)")  # CHOICE: "until convergence" (l.13) is a number
+    again: int = flag(1, "1: judge parents again")
     finalists: int = flag(2, "the best, trained from scratch at the end")
     alpha: float = flag(None, "weight of the UCB bonus; default: 0.1 sd of the scores")
     tau: float = flag(None, "temperature of p; 1: the paper; default: likewise")
     collapse: float = flag(0.5, "least share of hidden states that varies by token")
     rows: int = flag(1000, "most training rows of a candidate's task; 0: all")
     steps: int = flag(100, "pre-training steps of a candidate")
-    final_steps: int = flag(1000, "the same of finalists, bert, autobert-zero")
+    final_steps: int = flag(1000, "the same of finalists and of finals")
     final_seeds: int = flag(1, "final trainings of each")
     seed: int = flag(0, "of everything random")
     pretrain: autobert.PretrainSettings = autobert.PRETRAIN["toy"]
@@ -152,7 +151,6 @@ def mutate_dag(dag, tables, rng):
 
     def node(op, *first):  # with these operands, then random ones
         return [op, *first, *(rng.randrange(slot) for _ in range(2))][:1 + ops.OPS[op].text.count("{}")]
-
     if edit == "replace":
         nodes[t] = node(tables.draw(t, rng), *rng.sample(nodes[t][1:], len(nodes[t]) - 1))
     elif edit == "rewire":
@@ -206,7 +204,7 @@ class Candidate:
     seconds: float = 0.0
 
 def last_of(log):
-    """The last judgement of every candidate. CHOICE: the super-net matures, so an early score is too low."""
+    """The last judgement of every candidate."""
     return list({c.number: c for c in log if c.number is not None}.values())
 
 def best_of(candidates, k):
@@ -214,18 +212,12 @@ def best_of(candidates, k):
     return sorted((c for c in candidates if c.score is not None), key=lambda c: (-c.score, c.number))[:k]
 
 def plan(s):
-    """[(kind, new candidates, ones judged again)] of each round. CHOICE: scores of different rounds must be comparable,
-    though the super-net matures, so the parents of each round are judged again. CHOICE: shared weights hide whether a
-    backbone learns without them, so the best are trained from scratch at the end."""
-    size = s.parents * s.children
-    # CHOICE: M_0 comes a round's size at a time (l.1, l.2), so that it also warms the super-net
+    """[(kind, new candidates, ones judged again)] of each round. CHOICE: the super-net matures, so parents are judged
+    again. CHOICE: shared weights hide whether a backbone learns without them, so the best end from scratch."""
+    size = s.parents * s.children  # CHOICE: M_0 comes a round's size at a time, so that it warms the super-net, too
     chunks = [("random", min(size, s.population - i), 0) for i in range(0, s.population, size)]
     rounds = [("random", size, 0) if "random" in s.strategy else ("mutants", size, s.parents * s.again)] * s.rounds
     return chunks + rounds + [("last", 0, s.finalists)] * (s.finalists > 0)
-
-def steps_of(s, kind):
-    """Pre-training steps of a judgement in such a round."""
-    return s.final_steps if kind == "last" else s.steps
 
 def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda *_: None):
     """Algorithm 1 -> a log: every Candidate, those turned away too. fitness(round, batch, log) -> the batch, judged.
@@ -280,13 +272,11 @@ class Proxy:
 
     def probe(self, backbone):
         """Why a backbone is not worth training, or None. CHOICE: collapsed = nearly the same hidden states everywhere:
-        dist, above all, often gives large constants, and the LayerNorm behind them wipes the tokens out."""
+        dist often gives large constants, and the LayerNorm behind them wipes the tokens out."""
         model = self.model(backbone, self.s.seed).to(self.device).eval()
         batch = autobert.to_device(autobert.piece(self.held_out.batch(0)), self.device)
-        loss = model(batch).sum()
-        loss.backward()
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        if not all(x.isfinite().all() for x in (loss, *gradients)):
+        model(batch).sum().backward()
+        if not all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None):
             return "not finite"
         with torch.no_grad():
             x = model.encoder(batch["ids"], batch["segments"], batch["mask"])  # (B, n, d)
@@ -302,8 +292,8 @@ class Proxy:
         return autobert.held_out_loss(model, self.held_out, 16, self.device, s.precision)
 
     def scores(self, model, seed, rows=None, final=False):
-        """((task, score in [0, 1]), ..), fine-tuned on at most so many rows. DEVIATION: candidates are scored on a tenth
-        of the training rows: dev shall be new to the winner; the paper selects on it."""
+        """((task, score in [0, 1]), ..), fine-tuned on at most so many rows. DEVIATION: candidates are scored on a
+        tenth of the training rows: dev shall be new to the winner; the paper selects on it."""
         found = []
         for task, ((texts, labels), dev) in self.tasks.items():
             order, tenth = np.random.default_rng(seed).permutation(len(texts)), len(texts) // 10
@@ -314,37 +304,37 @@ class Proxy:
 
     def warm(self, path):
         """Write a search's first state. CHOICE: its super-net has learnt with convolutions only, then with BERT's
-        attention. These are no candidates. From random weights few random backbones learn enough to be told apart."""
-        net, offset = supernet.SuperNet(self.config, self.s.seed), 0
-        for gene in (CONVOLUTIONS[-1], ops.ATTENTIONS["bert"]):
-            if self.s.warm and self.s.strategy != "random":
-                print(f"-- warming the super-net: {self.s.warm} steps of {gene} in all layers", flush=True)
+        attention. These are no candidates. From random weights few random ones learn anything."""
+        s, net = self.s, supernet.SuperNet(self.config, self.s.seed)
+        for i, gene in enumerate((CONVOLUTIONS[-1], ops.ATTENTIONS["bert"])):
+            if s.warm and s.strategy != "random":
+                print(f"-- warming the super-net: {s.warm} steps of {gene} in all layers", flush=True)
                 child = net.child([gene] * self.config.layers)
-                self.pretrain(child, self.s.warm, self.s.seed, offset)
+                self.pretrain(child, s.warm, s.seed, i * s.warm)
                 net.absorb(child)
-                offset += self.s.warm
-        save(path, dict(config=asdict(self.config), corpus=str(self.corpus.folder), log=(), offset=offset, slots=net.slots))
+        save(path, dict(config=asdict(self.config), corpus=str(self.corpus.folder), log=(), offset=2 * s.warm,
+                        slots=net.slots))
 
     def judge(self, path, backbone, kind, offset):
         """Write a Candidate's fields and, unless rejected, weights (l.8, l.9). The last ones start from scratch, with
-        all rows, and a seed that no final training has: the winner shall not win by its luck."""
-        start, last, mlm, nsp, tasks = time.time(), kind == "last", None, None, ()
-        seed, rows = (100 * self.s.seed + 99, None) if last else (self.s.seed, self.s.rows or None)
-        slots = None if last or self.s.strategy == "random" else load(self.folder / "state.pt")["slots"]
+        all rows, and a seed that no final training has."""
+        start, s, mlm, nsp, tasks = time.time(), self.s, None, None, ()
+        fresh = kind == "last" or s.strategy == "random"
+        steps, seed, rows = (s.final_steps, 100 * s.seed + 99, 0) if kind == "last" else (s.steps, s.seed, s.rows)
+        slots = None if fresh else load(self.folder / "state.pt")["slots"]
         child = supernet.SuperNet(self.config, slots=slots).child(backbone) if slots else self.model(backbone, seed)
         try:
-            mlm, nsp = self.pretrain(child, steps_of(self.s, kind), seed, offset)
-            reason = "" if mlm < self.unigram - 0.05 or not slots else "no learning"  # CHOICE: scratch takes longer
-            tasks = () if reason else self.scores(child, seed, rows)
+            mlm, nsp = self.pretrain(child, steps, seed, offset)
+            reason = "" if mlm < self.unigram - 0.05 or fresh else "no learning"  # CHOICE: scratch takes longer
+            tasks = () if reason else self.scores(child, seed, rows or None)
         except autobert.Diverged:
             reason = "diverged"
         found = dict(score=fmean(x for _, x in tasks) if tasks else None, reason=reason, mlm=mlm, nsp=nsp,
                      tasks=tasks, seconds=time.time() - start)
-        save(path, (found, child.state_dict() if tasks and slots else {}))
+        save(path, (found, child.state_dict() if tasks and not fresh else {}))
 
-    def final(self, path, backbone, i):
-        """Write a checkpoint of a full training, the winner's i-th say, with its losses and scores."""
-        seed = 100 * self.s.seed + i
+    def final(self, path, backbone, seed):
+        """Write a checkpoint of a full training, with its losses and scores."""
         model = self.model(backbone, seed)
         mlm, nsp = self.pretrain(model, self.s.final_steps, seed)
         tasks = self.scores(model, seed, final=True)
@@ -356,15 +346,14 @@ PROXY = None  # a process's own
 def start_worker(folder, device):
     """What each process does first. A worker ends with its parent."""
     global PROXY
-    rank = 0
     if parent := mp.parent_process():
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
-        rank = int(mp.current_process().name.split("-")[-1])  # SpawnProcess-1, ..
+    rank = int(mp.current_process().name.split("-")[-1]) if parent else 0  # SpawnProcess-1, ..
     PROXY = Proxy(folder, autobert.find_device(device, rank))
 
 def once(job):
-    """Do a job (method of PROXY, path, ..) unless its file exists: a kill loses only work in progress."""
+    """Do a job (method of PROXY, path, ..) unless its file exists."""
     method, path, *arguments = job
     if not path.exists():
         getattr(PROXY, method)(path, *arguments)
@@ -374,19 +363,19 @@ def save(path, content):
     data.write_beside(path, lambda file: torch.save(content, file))
 
 def load(path):
-    """What `save` wrote; tensors stay in the file until used."""
+    """What `save` wrote."""
     return torch.load(path, weights_only=True, mmap=True)
 
 class Run:
     """A search. All its state is state.pt: the log of whole rounds and their super-net."""
     def __init__(self, folder, map):
+        next(map(once, [("warm", folder / "state.pt"), *finals(folder, "autobert-zero")]))  # these beside the rest
         self.folder, self.map, self.s, self.begun, self.done = folder, map, PROXY.s, time.time(), 0
         self.log = [Candidate(*c) for c in load(folder / "state.pt")["log"]]
 
     def fitness(self, number, batch, log):
         """Judge a round from one snapshot of the super-net, then write back, best last."""
-        state, judged = load(self.folder / "state.pt"), []
-        kind = plan(self.s)[number][0]
+        state, judged, kind = load(self.folder / "state.pt"), [], plan(self.s)[number][0]
         paths = [self.folder / f"round-{number}-{c.number}.pt" for c in batch]
         jobs = [("judge", path, c.backbone, kind, state["offset"]) for c, path in zip(batch, paths)]
         for c, path, _ in zip(batch, paths, self.map(once, jobs)):
@@ -396,7 +385,7 @@ class Run:
         for i in supernet.write_order([c.score or 0 for c in judged]):
             net.absorb(load(paths[i])[1])
         log = [*log, *judged]
-        state |= dict(log=[astuple(c) for c in log], offset=state["offset"] + steps_of(self.s, kind))
+        state |= dict(log=[astuple(c) for c in log], offset=state["offset"] + self.s.steps)
         save(self.folder / "state.pt", state)  # the one moment at which a round is over
         write_table(self.folder / "candidates.tsv", log)
         tell_useless(judged)
@@ -406,18 +395,18 @@ class Run:
 
     def tell(self, c, log):
         """Print score, best so far, time left, and what the parent has not."""
-        M, judged, total = last_of(log), sum(x.number is not None for x in log), sum(x[1] for x in plan(self.s))
-        steps = [steps_of(self.s, kind) for kind, *counts in plan(self.s) for _ in range(sum(counts))]
-        self.done += steps[judged - 1]
-        left = data.span(sum(steps[judged:]) * (time.time() - self.begun) / self.done)
+        M, total, again = last_of(log), *(sum(counts) for counts in list(zip(*plan(self.s)))[1:])
+        self.done += 1
+        rest = total + again - sum(x.number is not None for x in log)
+        left = data.span(rest * (time.time() - self.begun) / self.done)
         parent = next((x.backbone for x in M if x.number == c.parent), [""] * len(c.backbone))
-        changed = " ".join(f"L{i} {gene}" for i, gene in enumerate(c.backbone, 1) if gene != parent[i - 1])
+        new = " ".join(f"L{i} {gene}" for i, gene in enumerate(c.backbone, 1) if gene != parent[i - 1])
         score, best = c.reason if c.score is None else f"{c.score:.3f}", max(x.score or 0 for x in M)
-        line = f"cand={c.number}/{total} round={c.round} score={score} best={best:.3f} left={left} | {changed}"
+        line = f"cand={c.number}/{total} round={c.round} score={score} best={best:.3f} left={left} | {new}"
         print(line[:120], flush=True)
 
 def tell_useless(judged):
-    """Print which task tells a round's candidates not apart: all at chance, or at its ceiling."""
+    """Print each task at which a round's candidates are all at chance, or at its ceiling."""
     for task, ((_, y), _) in PROXY.tasks.items():
         scores = [dict(c.tasks)[task] for c in judged if c.tasks]
         chance = max(glue.score(task, y, np.full_like(y, x)) for x in np.unique(y)[:3])  # the best constant
@@ -446,26 +435,27 @@ def verdict(gaps):
     where = "above" if mean > error else "below" if mean < -error else "level with"
     return f"The winner is {where} bert: {mean:+.1f} ± {error:.1f} (95 %, {len(gaps)} trainings of each)."
 
-def finals(folder, name, backbone):
-    """Jobs: the final trainings of a backbone."""
-    return [("final", folder / f"{name}-{i}.pt", tuple(backbone), i) for i in range(PROXY.s.final_seeds)]
+def finals(folder, name):
+    """Jobs: final trainings of a published backbone or the "best"."""
+    backbone = autobert.load_backbone(folder / "best.json" if name == "best" else name, PROXY.config.layers)
+    return [("final", folder / f"{name}-{i}.pt", backbone, 100 * PROXY.s.seed + i) for i in range(PROXY.s.final_seeds)]
 
-def judge_winner(run, winner):
+def judge_winner(run):
     """Train winner, bert and autobert-zero alike; print the table."""
-    backbones = {"best": winner} | {x: autobert.load_backbone(x, len(winner)) for x in ("bert", "autobert-zero")}
-    seeds = range(run.s.final_seeds)
-    print(f"-- final training of {', '.join(backbones)}, {run.s.final_steps} steps each", flush=True)
-    list(run.map(once, [job for name in backbones for job in finals(run.folder, name, backbones[name])]))
+    jobs = {name: finals(run.folder, name) for name in ("best", "bert", "autobert-zero")}
+    print(f"-- final training of {', '.join(jobs)}, {run.s.final_steps} steps each", flush=True)
+    list(run.map(once, sum(jobs.values(), [])))
     rows, averages = [("", *run.s.tasks, "average", "MLM", "NSP", "params")], {}
-    for name, genes in backbones.items():
-        found = [load(run.folder / f"{name}-{i}.pt") for i in seeds]
+    for name, mine in jobs.items():
+        found, genes = [load(path) for _, path, *_ in mine], mine[0][2]
         found = np.array([[*(100 * x for _, x in f["tasks"]), f["mlm"], f["nsp"]] for f in found])
         averages[name] = found[:, :-2].mean(1)  # (seeds,)
         columns = np.insert(found, -2, averages[name], 1).T
         cells = ["%.4g ± %.2g" % glue.interval(x) if len(x) > 1 else f"{x[0]:.4g}" for x in columns]
         rows.append((name, *cells, f"{autobert.count_parameters(PROXY.config, genes)['total']:,}"))
     lines = ["".join(f"{cell:>14}" for cell in row) for row in rows]
-    lines += [f"L{i} {gene}" for i, gene in enumerate(winner, 1)] + [verdict(averages["best"] - averages["bert"])]
+    lines += [f"L{i} {gene}" for i, gene in enumerate(jobs["best"][0][2], 1)]
+    lines.append(verdict(averages["best"] - averages["bert"]))
     data.write_beside(run.folder / "table.txt", "\n".join(lines) + "\n")
     print(*lines, sep="\n")
 
@@ -477,7 +467,7 @@ def search(s: SearchSettings, preset: tuple(PRESETS) = "toy", corpus: str = "toy
     corpus: a text file, or a folder that `data.py prepare` wrote
     glue: the folder that holds CoLA, SST-2, ..
     out: the run's folder
-    workers: processes that judge candidates; of several GPUs each takes its own
+    workers: processes that judge candidates; each takes a GPU of its own
     device: auto, cpu, cuda, cuda:1, .."""
     folder, s = Path(out), replace(PRESETS[preset], **s)
     path, kept = folder / "settings.json", corpus if os.path.isdir(corpus) else folder / "corpus"
@@ -491,18 +481,14 @@ def search(s: SearchSettings, preset: tuple(PRESETS) = "toy", corpus: str = "toy
     start_worker(folder, device)  # to propose and write back
     pool = ProcessPoolExecutor(workers, mp.get_context("spawn"), start_worker, (folder, device))
     try:
-        each = map if workers == 1 else pool.map
-        zero = autobert.load_backbone("autobert-zero", PROXY.config.layers)
-        early = each(once, [("warm", folder / "state.pt"), *finals(folder, "autobert-zero", zero)])
-        next(early)  # one process warms the super-net; another trains what the end needs
-        run = Run(folder, each)
+        run = Run(folder, map if workers == 1 else pool.map)
         log = evolve(s, PROXY.config.layers, run.fitness, PROXY.probe, run.log, note)
         M = last_of(log)
         winner = best_of([c for c in M if plan(s)[c.round][0] == "last"], 1) or best_of(M, 1)
         if not winner:
             raise UserError(f"all candidates were rejected: {dict(Counter(c.reason for c in log))}")
         autobert.save_backbone(folder / "best.json", winner[0].backbone)
-        judge_winner(run, winner[0].backbone)
+        judge_winner(run)
         pool.shutdown()
     except BrokenExecutor:
         raise UserError("a worker has died, out of memory? Take fewer; the same command again goes on") from None

@@ -941,7 +941,6 @@ def test_a_search_takes_the_population_a_round_at_a_time_and_judges_again():
     two, later, last = [("random", 4, 0)] * 2, [("mutants", 4, 2)] * 2, [("last", 0, 3)]  # new ones, old
     assert opnas.plan(toy) == opnas.plan(replace(toy, strategy="ea+ws")) == two + later + last
     assert opnas.plan(replace(toy, strategy="random+ws")) == opnas.plan(replace(toy, strategy="random")) == two * 2 + last
-    assert opnas.plan(replace(toy, population=5, finalists=0)) == [two[0], ("random", 1, 0), *later]
 
 def test_evolution_is_algorithm_1():
     rounds = []
@@ -1091,9 +1090,8 @@ def test_a_task_that_tells_a_round_nothing_is_named(monkeypatch, capsys, tasks=(
 def test_a_search_begins_with_both_branches_of_every_layer_warm(finished, tmp_path):
     opnas.start_worker(finished[0], "cpu")
     opnas.PROXY.warm(tmp_path / "state.pt")
-    warm, cold = torch.load(tmp_path / "state.pt")["slots"], supernet.SuperNet(opnas.PROXY.config, 0).slots
-    left = {name for name, x in warm.items() if torch.equal(x, cold[name])}  # what neither 65 taps nor BERT reads
-    assert left == {name for name in warm if ".transforms." in name or ".inputs.P." in name}
+    cold, warm = supernet.SuperNet(opnas.PROXY.config, 0).slots, opnas.load(tmp_path / "state.pt")["slots"]
+    assert {x for x in warm if torch.equal(warm[x], cold[x])} == {x for x in warm if ".transforms." in x or ".P." in x}
 
 def losses_in(path):
     return [[float(x) for x in line.split("\t") if x] for line in path.read_text().splitlines()[1:]]  # step, rate, ..
@@ -1196,8 +1194,7 @@ def test_every_name_in_readme_exists_and_its_two_commands_are_what_ci_runs():
 
 @pytest.mark.parametrize("name", CORE)
 def test_readme_lists_every_choice_and_deviation_and_no_other(name):
-    listed = README.split("<!-- choices -->")[1].split("<!-- /choices -->")[0]
-    listed = re.search(rf"^- \*\*{name}\.py\*\* (.*)$", listed, re.M)[1]
+    listed = re.search(rf"^- \*\*{name}\.py\*\* (.*)$", README, re.M)[1]
     found = re.findall(r"(?:CHOICE|DEVIATION): (.*)", (HERE / f"{name}.py").read_text(encoding="utf-8"))
     assert [words for words in found if " ".join(words.split()[:4]).rstrip('.,;"') not in listed] == []
     assert len(re.findall("(?:CHOICE|DEVIATION): ", listed)) == len(found) > 0

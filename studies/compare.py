@@ -66,7 +66,7 @@ def on_the_task(s, trainings, corpus, glue, out, workers, device, key):
     s = settings_of(seed, arm if arm in ARMS else "op-nas", s, trainings)
     folder = out / f"{seed}-{arm if arm in ARMS else 'op-nas'}"
     if arm in ARMS:
-        with mock.patch.object(opnas, "judge_winner", lambda run, winner: None):
+        with mock.patch.object(opnas, "judge_winner", lambda run: None):
             opnas.search(vars(s) | {"final_seeds": 0}, corpus=corpus, glue=glue, out=str(folder), workers=workers,
                          device=device)
     seconds, log = time.time() - begun, [opnas.Candidate(*c) for c in opnas.load(folder / "state.pt")["log"]]
