@@ -47,13 +47,13 @@ class SearchSettings:
     children: int = flag(3, "mutants of each parent (l.5)")
     rounds: int = flag(2, "rounds of mutation (l.3)")  # CHOICE: "until convergence" (l.13) is a number
     again: int = flag(1, "1: judge parents again")
-    finalists: int = flag(2, "the best, trained from scratch at the end")
+    finalists: int = flag(2, "the best, trained from scratch before one wins")
     alpha: float = flag(None, "weight of the UCB bonus; default: 0.1 sd of the scores")
     tau: float = flag(None, "temperature of p; 1: the paper; default: likewise")
     collapse: float = flag(0.5, "least share of hidden states that varies by token")
     rows: int = flag(1000, "most training rows of a candidate's task; 0: all")
     steps: int = flag(100, "pre-training steps of a candidate")
-    final_steps: int = flag(1000, "the same of finalists and of finals")
+    final_steps: int = flag(1000, "of finalists and final trainings")
     final_seeds: int = flag(1, "final trainings of each")
     seed: int = flag(0, "of everything random")
     pretrain: autobert.PretrainSettings = autobert.PRETRAIN["toy"]
@@ -131,7 +131,7 @@ def grow(tables, rng, counts):
     return ops.formula(ops.random_dag(rng))
 
 def with_gene(backbone, layer, gene):
-    """With another gene in a layer."""
+    """The backbone with another gene in a layer."""
     return (*backbone[:layer], gene, *backbone[layer + 1:])
 
 def mutate_inter(backbone, tables, rng, counts):
@@ -291,13 +291,13 @@ class Proxy:
         autobert.pretrain(model, self.batches, s, self.device, offset=offset)
         return autobert.held_out_loss(model, self.held_out, 16, self.device, s.precision)
 
-    def scores(self, model, seed, rows=None, final=False):
+    def scores(self, model, seed, rows=0, final=False):
         """((task, score in [0, 1]), ..), fine-tuned on at most so many rows. DEVIATION: candidates are scored on a
         tenth of the training rows: dev shall be new to the winner; the paper selects on it."""
         found = []
-        for task, ((texts, labels), dev) in self.tasks.items():
-            order, tenth = np.random.default_rng(seed).permutation(len(texts)), len(texts) // 10
-            train, rest = (([texts[i] for i in part], labels[part]) for part in (order[tenth:][:rows], order[:tenth]))
+        for task, ((x, y), dev) in self.tasks.items():
+            order, tenth = np.random.default_rng(seed).permutation(len(x)), len(x) // 10
+            train, rest = (([x[i] for i in part], y[part]) for part in (order[tenth:][:rows or None], order[:tenth]))
             _, score = glue.finetune(model.encoder, task, train, dev if final else rest, self.s.tune, seed, self.device)
             found.append((task, max(0.0, float(score))))
         return tuple(found)
@@ -306,27 +306,27 @@ class Proxy:
         """Write a search's first state. CHOICE: its super-net has learnt with convolutions only, then with BERT's
         attention. These are no candidates. From random weights few random ones learn anything."""
         s, net = self.s, supernet.SuperNet(self.config, self.s.seed)
-        for i, gene in enumerate((CONVOLUTIONS[-1], ops.ATTENTIONS["bert"])):
-            if s.warm and s.strategy != "random":
-                print(f"-- warming the super-net: {s.warm} steps of {gene} in all layers", flush=True)
-                child = net.child([gene] * self.config.layers)
-                self.pretrain(child, s.warm, s.seed, i * s.warm)
-                net.absorb(child)
-        save(path, dict(config=asdict(self.config), corpus=str(self.corpus.folder), log=(), offset=2 * s.warm,
+        genes = (CONVOLUTIONS[-1], ops.ATTENTIONS["bert"]) if s.warm and s.strategy != "random" else ()
+        for i, gene in enumerate(genes):
+            print(f"-- warming the super-net: {s.warm} steps of {gene} in all layers", flush=True)
+            child = net.child([gene] * self.config.layers)
+            self.pretrain(child, s.warm, s.seed, i * s.warm)
+            net.absorb(child)
+        save(path, dict(config=asdict(self.config), corpus=str(self.corpus.folder), log=(), offset=len(genes) * s.warm,
                         slots=net.slots))
 
     def judge(self, path, backbone, kind, offset):
-        """Write a Candidate's fields and, unless rejected, weights (l.8, l.9). The last ones start from scratch, with
-        all rows, and a seed that no final training has."""
+        """Write a Candidate's fields, and weights to write back (l.8, l.9). The last ones start anew, on all rows."""
         start, s, mlm, nsp, tasks = time.time(), self.s, None, None, ()
         fresh = kind == "last" or s.strategy == "random"
-        steps, seed, rows = (s.final_steps, 100 * s.seed + 99, 0) if kind == "last" else (s.steps, s.seed, s.rows)
-        slots = None if fresh else load(self.folder / "state.pt")["slots"]
-        child = supernet.SuperNet(self.config, slots=slots).child(backbone) if slots else self.model(backbone, seed)
+        steps, rows = (s.final_steps, 0) if kind == "last" else (s.steps, s.rows)
+        seed = 100 * s.seed + 99 if fresh else s.seed  # subtle: no final training's, or the winner is a lucky one
+        child = self.model(backbone, seed) if fresh else supernet.SuperNet(
+            self.config, slots=load(self.folder / "state.pt")["slots"]).child(backbone)
         try:
             mlm, nsp = self.pretrain(child, steps, seed, offset)
-            reason = "" if mlm < self.unigram - 0.05 or fresh else "no learning"  # CHOICE: scratch takes longer
-            tasks = () if reason else self.scores(child, seed, rows or None)
+            reason = "" if fresh or mlm < self.unigram - 0.05 else "no learning"  # CHOICE: asked of shared weights only
+            tasks = () if reason else self.scores(child, seed, rows)
         except autobert.Diverged:
             reason = "diverged"
         found = dict(score=fmean(x for _, x in tasks) if tasks else None, reason=reason, mlm=mlm, nsp=nsp,
@@ -369,7 +369,7 @@ def load(path):
 class Run:
     """A search. All its state is state.pt: the log of whole rounds and their super-net."""
     def __init__(self, folder, map):
-        next(map(once, [("warm", folder / "state.pt"), *finals(folder, "autobert-zero")]))  # these beside the rest
+        next(map(once, [("warm", folder / "state.pt"), *finals(folder, "autobert-zero")]))  # others beside it
         self.folder, self.map, self.s, self.begun, self.done = folder, map, PROXY.s, time.time(), 0
         self.log = [Candidate(*c) for c in load(folder / "state.pt")["log"]]
 
@@ -395,14 +395,14 @@ class Run:
 
     def tell(self, c, log):
         """Print score, best so far, time left, and what the parent has not."""
-        M, total, again = last_of(log), *(sum(counts) for counts in list(zip(*plan(self.s)))[1:])
+        M, (_, new, again) = last_of(log), zip(*plan(self.s))
         self.done += 1
-        rest = total + again - sum(x.number is not None for x in log)
+        rest = max(0, sum(new + again) - self.s.finalists - sum(x.number is not None for x in log))
         left = data.span(rest * (time.time() - self.begun) / self.done)
         parent = next((x.backbone for x in M if x.number == c.parent), [""] * len(c.backbone))
-        new = " ".join(f"L{i} {gene}" for i, gene in enumerate(c.backbone, 1) if gene != parent[i - 1])
+        changed = " ".join(f"L{i} {gene}" for i, gene in enumerate(c.backbone, 1) if gene != parent[i - 1])
         score, best = c.reason if c.score is None else f"{c.score:.3f}", max(x.score or 0 for x in M)
-        line = f"cand={c.number}/{total} round={c.round} score={score} best={best:.3f} left={left} | {new}"
+        line = f"cand={c.number}/{sum(new)} round={c.round} score={score} best={best:.3f} left={left} | {changed}"
         print(line[:120], flush=True)
 
 def tell_useless(judged):
@@ -467,7 +467,7 @@ def search(s: SearchSettings, preset: tuple(PRESETS) = "toy", corpus: str = "toy
     corpus: a text file, or a folder that `data.py prepare` wrote
     glue: the folder that holds CoLA, SST-2, ..
     out: the run's folder
-    workers: processes that judge candidates; each takes a GPU of its own
+    workers: processes that judge candidates; several GPUs are taken by turns
     device: auto, cpu, cuda, cuda:1, .."""
     folder, s = Path(out), replace(PRESETS[preset], **s)
     path, kept = folder / "settings.json", corpus if os.path.isdir(corpus) else folder / "corpus"

@@ -1,7 +1,8 @@
 """Which strategy finds the better backbone for one budget (Fig. 6): op-nas, uniform evolution or random search?
 
-All run with the same seeds for as many pre-training steps; each search's winner is then trained from scratch. The same
-command again goes on. At toy size about two hours on two cores; on landscapes, without training, five minutes:
+All run with the same seeds. Those that share weights have as many judgements; random search has full trainings from
+scratch, --trainings of them, which take about as long. Each winner is then trained from scratch. The same command again
+goes on. At toy size half an hour a seed; on landscapes, without training, five minutes in all:
 
     python studies/compare.py --seeds 5 --out runs/compare
     python studies/compare.py --landscapes --seeds 60 --out runs/landscapes
@@ -14,7 +15,6 @@ import math
 import random
 import statistics
 import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from unittest import mock
@@ -24,7 +24,7 @@ import data  # noqa: E402
 import opnas  # noqa: E402
 import ops  # noqa: E402
 from autobert import Diverged, kernel_of, load_backbone  # noqa: E402
-from draw import chart, tsv  # noqa: E402
+from draw import before_the_last, chart, measured, tsv  # noqa: E402
 from glue import interval  # noqa: E402
 
 # ---- The arms ----
@@ -32,7 +32,7 @@ ARMS = {name: {"strategy": name} for name in ("op-nas", "ea+ws", "random+ws", "r
     "literal": {"tau": 1.0, "alpha": 0.01}, "ea-copy": {"strategy": "ea+ws"}, "op-nas-copy": {}}  # as printed; controls
 
 def settings_of(seed, arm, s, trainings=0):
-    """An arm's settings. CHOICE: one budget is as many judgements, so random search gets new candidates where the others
+    """An arm's settings. CHOICE: one budget is as many judgements, so random search gets new candidates where others
     judge parents again; from scratch it gets so many full trainings, if any, which are to take as long."""
     changed = replace(s, seed=int(seed), **ARMS[arm])
     if "random" in changed.strategy:
@@ -50,35 +50,31 @@ def copying(backbone, tables, rng, counts, mutate=opnas.mutate_inter):
 def curve_of(s, log, value):
     """[[pre-training steps so far, value of the best Candidate by its last score], ..] after each judgement but those
     of the last round."""
-    judged = before_the_last(s, log)
+    judged = [c for c in before_the_last(s, log) if c.number is not None]
     bests = (opnas.best_of(opnas.last_of(judged[:i + 1]), 1) for i in range(len(judged)))
-    return [[s.steps * (i + 1), round(sum(map(value, best)), 5)] for i, best in enumerate(bests)]
-
-def before_the_last(s, log):
-    """The judgements of all rounds but the last, which trains from scratch."""
-    return [c for c in log if c.number is not None and opnas.plan(s)[c.round][0] != "last"]
+    warm = 2 * s.warm * (s.strategy != "random")
+    return [[warm + s.steps * (i + 1), round(sum(map(value, best)), 5)] for i, best in enumerate(bests)]
 
 # ---- On the task ----
 def on_the_task(s, trainings, corpus, glue, out, workers, device, key):
-    """(best score before the last round, score of the winner fully trained, seconds, curve) of a (seed, arm). The arms
-    "median", the median candidate of op-nas by its score, and "bert" search nothing."""
-    (seed, arm), begun, score = key, time.time(), 0.0
-    s = settings_of(seed, arm if arm in ARMS else "op-nas", s, trainings)
-    folder = out / f"{seed}-{arm if arm in ARMS else 'op-nas'}"
+    """(best score before the last round, score of the winner fully trained, seconds of all judgements, curve) of a
+    (seed, arm). The arms "median", the median candidate of op-nas by its score, and "bert" search nothing."""
+    (seed, arm), score, searched = key, 0.0, key[1] if key[1] in ARMS else "op-nas"
+    s, folder = settings_of(seed, searched, s, trainings), out / f"{seed}-{searched}"
     if arm in ARMS:
         with mock.patch.object(opnas, "judge_winner", lambda run: None):
             opnas.search(vars(s) | {"final_seeds": 0}, corpus=corpus, glue=glue, out=str(folder), workers=workers,
                          device=device)
-    seconds, log = time.time() - begun, [opnas.Candidate(*c) for c in opnas.load(folder / "state.pt")["log"]]
+    log = [opnas.Candidate(*c) for c in opnas.load(folder / "state.pt")["log"]]
     ranked = opnas.best_of(opnas.last_of(before_the_last(s, log)), len(log))
     opnas.start_worker(folder, device)
     backbone = {"median": ranked[len(ranked) // 2].backbone, "bert": load_backbone("bert", opnas.PROXY.config.layers)}
     with contextlib.suppress(Diverged):
-        model = opnas.PROXY.model(backbone.get(arm, load_backbone(folder / "best.json")), s.seed)
-        opnas.PROXY.pretrain(model, s.final_steps, s.seed)
-        score = statistics.fmean(x for _, x in opnas.PROXY.scores(model, s.seed, final=True))
+        model = opnas.PROXY.model(backbone.get(arm, load_backbone(folder / "best.json")), 100 * s.seed)
+        opnas.PROXY.pretrain(model, s.final_steps, 100 * s.seed)
+        score = statistics.fmean(x for _, x in opnas.PROXY.scores(model, 100 * s.seed, final=True))
     curve = curve_of(s, log, lambda c: c.score) if arm in ARMS else []
-    return curve[-1][1] if curve else 0.0, score, round(seconds), curve
+    return curve[-1][1] if curve else 0.0, score, round(sum(c.seconds for c in log) * bool(curve)), curve
 
 # ---- On landscapes ----
 LAYERS, NOISE = 12, 0.04  # the noise is that of a score, its sd half that of the true fitness of random backbones
@@ -125,18 +121,9 @@ def on_a_landscape(s, key):
     return curve[-1][1], curve
 
 # ---- What they say ----
-def measured(path, head, todo, job):
-    """[{column: text}] of a table that gets, one by one as they come, the rows (*key, *job(key)) that it has not."""
-    text = path.read_text() if path.exists() else tsv(head)
-    for key in todo:
-        if "\n" + "\t".join(key) + "\t" not in text:
-            text += tsv((*key, *job(key)))
-            data.write_beside(path, text)
-    return [dict(zip(head, line.split("\t"))) for line in text.splitlines()[1:]]
-
 def pairs(rows, measures, families):
-    """Rows of pairs.tsv, for each two arms of a measure: means, paired difference with its 95 % interval, the least one that so many
-    pairs would show with a power of 80 %, share of pairs in which it is above (a tie: half). Family "": all."""
+    """Rows of pairs.tsv, each two arms of a measure: means, paired difference with its 95 % interval, the least one that
+    so many pairs would show with a power of 80 %, share of pairs in which it is above (a tie: half). Family "": all."""
     table = [("measure", "arm", "mean", "other", "its mean", "difference", "+-", "detectable", "above", "pairs")]
     todo = ((measure, family, two) for (measure, arms), family in itertools.product(measures.items(), families)
             for two in itertools.combinations(arms, 2))
@@ -159,10 +146,11 @@ def picture(rows):
     return chart("Search strategies", "pre-training steps; on landscapes candidates", "best so far, mean", series)
 
 def compare(s: opnas.SearchSettings, landscapes: bool = False, seeds: int = 5, corpus: str = "toy/corpus.txt",
-            glue: str = "toy/glue", out: str = "runs/compare", trainings: int = 9, workers: int = 2, device: str = "auto"):
+            glue: str = "toy/glue", out: str = "runs/compare", trainings: int = 7, workers: int = 2,
+            device: str = "auto"):
     """Which strategy finds the better backbone for one budget (Fig. 6)? Search with each, train the winners, op-nas'
-    median candidate and bert, and compare those of one seed: the folder gets searches.tsv (a row each), pairs.tsv (every
-    two) and curves.svg.
+    median candidate and bert, and compare those of one seed: the folder gets searches.tsv (a row each), pairs.tsv
+    (every two) and curves.svg.
 
     landscapes: made-up fitness functions in place of training; 60 seeds are ten of a family
     seeds: pairs, from --seed on
@@ -170,18 +158,19 @@ def compare(s: opnas.SearchSettings, landscapes: bool = False, seeds: int = 5, c
     corpus: a folder that `data.py prepare` wrote, or a text file
     glue: the folder that holds CoLA, SST-2, .."""
     out, s = Path(out), replace(LANDSCAPES if landscapes else opnas.SearchSettings(), **s)
-    about, known = json.dumps({"landscapes": landscapes, **asdict(s)}), out / "settings.json"
+    about, known = json.dumps({"landscapes": landscapes, "trainings": trainings, **asdict(s)}), out / "settings.json"
     if known.exists():
         data.check_same(json.loads(known.read_text()), json.loads(about), out)
     data.write_beside(known, about)
     names, arms, families = map(str, range(s.seed, s.seed + seeds)), [*ARMS][:4], [""]
-    measures = {"best": arms, "winner": [*arms, "median", "bert"]}
+    measures = {"best": arms[:3], "winner": [*arms, "median", "bert"]}
     head, job = ("winner", "seconds"), functools.partial(on_the_task, s, trainings, corpus, glue, out, workers, device)
     if landscapes:
-        measures, head, families = {"best": [arm for arm in ARMS if arm != "random+ws"]}, (), ["", *FAMILIES][:seeds + 1]
+        measures, head = {"best": [arm for arm in ARMS if arm != "random+ws"]}, ()
+        families = ["", *FAMILIES][:seeds + 1]
         names, job = map("{} {}".format, names, itertools.cycle(FAMILIES)), functools.partial(on_a_landscape, s)
-    todo = itertools.product(names, [*measures.values()][-1])
-    rows = measured(out / "searches.tsv", ("pair", "arm", "best", *head, "curve"), todo, job)
+    head, todo = ("pair", "arm", "best", *head, "curve"), [*itertools.product(names, [*measures.values()][-1])]
+    rows = [dict(zip(head, row)) for row in measured(out / "searches.tsv", head, todo, job, 1, ())]
     table = pairs(rows, measures, families)
     print(tsv(*(row for row in table if row[0] in ("measure", *measures))), end="")  # those of all families
     data.write_beside(out / "pairs.tsv", tsv(*table))

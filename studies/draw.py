@@ -39,6 +39,10 @@ def agreement(x, full, resamples=2000):
     picked = np.random.default_rng(0).integers(len(x), size=(resamples, len(x)))
     return kendall_tau(x, full)[0], *np.quantile([kendall_tau(x[i], full[i])[0] for i in picked], (0.025, 0.975))
 
+def before_the_last(s, log):
+    """A search's log without the last round, whose scores are of training from scratch."""
+    return [c for c in log if opnas.plan(s)[c.round][0] != "last"]
+
 def begin(folder, s, corpus, glue):
     """Start this process's Proxy in a folder, whose settings must be the same as before; corpus: a file or folder."""
     kept, path = data.open_corpus(corpus, folder / "corpus", autobert.SIZES[s.size].vocab), folder / "settings.json"
@@ -49,7 +53,7 @@ def begin(folder, s, corpus, glue):
     opnas.start_worker(folder, "cpu")
 
 def measured(path, head, todo, job, workers, start):
-    """The rows (*key, *job(key)), as text, of a table that gets those that it has not one by one, as they come."""
+    """Rows (*key, *job(key)) of a table file, as text. Those that it lacks are computed, and written one by one."""
     text = path.read_text() if path.exists() else tsv(head)
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), opnas.start_worker, start)
     results = {key: pool.submit(job, key).result if workers > 1 else functools.partial(job, key)

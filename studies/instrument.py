@@ -59,7 +59,7 @@ def icc(scores, trainings=1):
 
 def summarise(rows, tasks):
     """Print a line per task and for their mean: least, median, most, sd within; the ICC over all and within the better
-    half, of one training and of the mean over the seeds."""
+    half, of one training and of the mean over the seeds; then a line per backbone, best first."""
     names = list(dict.fromkeys(row[0] for row in rows))
     seeds = min(sum(row[0] == name for row in rows) for name in names)
     table = np.array([[[float(x) for x in row[4:]] for row in rows if row[0] == name][:seeds] for name in names])

@@ -9,8 +9,8 @@ cores; the same command again goes on, and writes RUN/proxy.tsv:
 
 A way is NET:STEPS:ROWS:LR, the pre-training steps, the training rows of a task (0: all) and the peak learning rate. NET
 is 0 (random weights) or what warms a super-net, with steps: r500 a random backbone, o500 one with the other branch in
-every layer, k1000 conv 65 in every layer, c1000 random convolutions, b1000 bert. r500+o500 one after the other, r500xo500
-both from the same weights; @1 at the end: other random numbers.
+every layer, k1000 conv 65 in every layer, c1000 random convolutions, b1000 bert. r500+o500: one after the other;
+r500xo500: both from the same weights; @1 at the end: other random numbers.
 """
 import random
 import re
@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data  # noqa: E402
 import opnas  # noqa: E402
-from autobert import CONVOLUTIONS, kernel_of, load_backbone  # noqa: E402
+from autobert import CONVOLUTIONS, PRETRAIN, kernel_of, load_backbone  # noqa: E402
 from draw import agreement, measured  # noqa: E402
 from glue import kendall_tau  # noqa: E402
 from supernet import SuperNet, write_order  # noqa: E402
@@ -46,10 +46,10 @@ def warming(kind, layers, rng, last):
 
 def warmed(key):
     """Write RUN/net-NET.pt, the slots of a super-net once backbones have warmed it; its seconds."""
-    (net,), proxy, begun, together, backbone, offset = key, opnas.PROXY, time.process_time(), "x" in key[0], None, 0
-    parts, seed = re.findall(r"([rokcb])(\d+)", net), int((net.split("@") + ["0"])[1])
+    (net,), proxy, begun, backbone = key, opnas.PROXY, time.process_time(), None
+    together, offset, seed = "x" in net, 0, int((net.split("@") + ["0"])[1])
     shared, rng, done = SuperNet(proxy.config, seed), random.Random(f"proxy {seed}"), []
-    for kind, steps in parts:
+    for kind, steps in re.findall(r"([rokcb])(\d+)", net):
         child = shared.child(backbone := warming(kind, proxy.config.layers, rng, backbone))
         losses = proxy.pretrain(child, int(steps), seed, offset)
         if not together:
@@ -65,11 +65,11 @@ def scored(key):
     """(seconds, mlm, nsp, score of each task) of a (way, backbone)."""
     (way, backbone), proxy, begun = key, opnas.PROXY, time.process_time()
     net, steps, rows, *lr = way.split(":")
-    proxy.s = replace(proxy.s, pretrain=replace(proxy.s.pretrain, lr=float((lr or [3e-3])[0])))
+    proxy.s = replace(proxy.s, pretrain=replace(proxy.s.pretrain, lr=float((lr or [PRETRAIN["toy"].lr])[0])))
     genes, slots = tuple(backbone.split(" | ")), opnas.load(proxy.folder / f"net-{net}.pt")
     model = SuperNet(proxy.config, slots=slots).child(genes) if net != "0" else proxy.model(genes, proxy.s.seed)
     losses = proxy.pretrain(model, int(steps), proxy.s.seed, offset=5000)
-    tasks = [score for _, score in proxy.scores(model, proxy.s.seed, int(rows) or None)]
+    tasks = [score for _, score in proxy.scores(model, proxy.s.seed, int(rows))]
     return time.process_time() - begun, *losses, *tasks
 
 def summary(found, full):

@@ -51,7 +51,7 @@ def trained(key):
     model = warm(genes) if start == "warm" else proxy.model(genes, seed)
     with contextlib.suppress(Diverged):
         mlm, _ = proxy.pretrain(model, int(steps), seed, state["offset"])
-        score = float(np.mean([x for _, x in proxy.scores(model, seed, proxy.s.rows or None)]))
+        score = float(np.mean([x for _, x in proxy.scores(model, seed, proxy.s.rows)]))
     return mlm, score, time.time() - begun
 
 # ---- What they say ----
@@ -114,6 +114,7 @@ def sharing(run: str = "runs/search", backbones: int = 12, warm: tuple[float, ..
     folder, out = Path(run), Path(run) / "sharing"
     opnas.start_worker(folder, device)
     s, log = opnas.PROXY.s, [opnas.Candidate(*c) for c in opnas.load(folder / "state.pt")["log"]]
+    log = draw.before_the_last(s, log)
     steps = [("scratch", x) for x in scratch] + [("warm", x) for x in {1, *warm}]
     todo = [(kind, start, str(int(s.steps * x)), backbone) for kind, backbone in newcomers(s, log, backbones)
             for start, x in steps]
