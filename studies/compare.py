@@ -56,25 +56,36 @@ def curve_of(s, log, value):
     return [[warm + s.steps * (i + 1), round(sum(map(value, best)), 5)] for i, best in enumerate(bests)]
 
 # ---- On the task ----
+def trained(s, out, device, key):
+    """(score,) of a (seed, arm, steps): an arm's winner trained from scratch. The arms "median", the median candidate
+    of op-nas by its score, and "bert" search nothing."""
+    (seed, arm, steps), score = key, 0.0
+    folder = out / f"{seed}-{arm if arm in ARMS else 'op-nas'}"
+    opnas.start_worker(folder, device)
+    backbone = load_backbone("bert" if arm == "bert" else folder / "best.json", opnas.PROXY.config.layers)
+    if arm == "median":
+        log = before_the_last(s, [opnas.Candidate(*c) for c in opnas.load(folder / "state.pt")["log"]])
+        ranked = opnas.best_of(opnas.last_of(log), len(log))
+        backbone = ranked[len(ranked) // 2].backbone
+    with contextlib.suppress(Diverged):
+        model = opnas.PROXY.model(backbone, 100 * int(seed))
+        opnas.PROXY.pretrain(model, int(steps), 100 * int(seed))
+        score = statistics.fmean(x for _, x in opnas.PROXY.scores(model, 100 * int(seed), final=True))
+    return (score,)
+
 def on_the_task(s, trainings, corpus, glue, out, workers, device, key):
     """(best score before the last round, score of the winner fully trained, seconds of all judgements, curve) of a
-    (seed, arm). The arms "median", the median candidate of op-nas by its score, and "bert" search nothing."""
-    (seed, arm), score, searched = key, 0.0, key[1] if key[1] in ARMS else "op-nas"
-    s, folder = settings_of(seed, searched, s, trainings), out / f"{seed}-{searched}"
+    (seed, arm)."""
+    (seed, arm), curve, seconds = key, [], 0
+    mine = settings_of(seed, arm if arm in ARMS else "op-nas", s, trainings)
     if arm in ARMS:
+        folder = out / "-".join(key)
         with mock.patch.object(opnas, "judge_winner", lambda run: None):
-            opnas.search(vars(s) | {"final_seeds": 0}, corpus=corpus, glue=glue, out=str(folder), workers=workers,
+            opnas.search(vars(mine) | {"final_seeds": 0}, corpus=corpus, glue=glue, out=str(folder), workers=workers,
                          device=device)
-    log = [opnas.Candidate(*c) for c in opnas.load(folder / "state.pt")["log"]]
-    ranked = opnas.best_of(opnas.last_of(before_the_last(s, log)), len(log))
-    opnas.start_worker(folder, device)
-    backbone = {"median": ranked[len(ranked) // 2].backbone, "bert": load_backbone("bert", opnas.PROXY.config.layers)}
-    with contextlib.suppress(Diverged):
-        model = opnas.PROXY.model(backbone.get(arm, load_backbone(folder / "best.json")), 100 * s.seed)
-        opnas.PROXY.pretrain(model, s.final_steps, 100 * s.seed)
-        score = statistics.fmean(x for _, x in opnas.PROXY.scores(model, 100 * s.seed, final=True))
-    curve = curve_of(s, log, lambda c: c.score) if arm in ARMS else []
-    return curve[-1][1] if curve else 0.0, score, round(sum(c.seconds for c in log) * bool(curve)), curve
+        log = [opnas.Candidate(*c) for c in opnas.load(folder / "state.pt")["log"]]
+        curve, seconds = curve_of(mine, log, lambda c: c.score), round(sum(c.seconds for c in log))
+    return curve[-1][1] if curve else 0.0, *trained(mine, out, device, (*key, s.final_steps)), seconds, curve
 
 # ---- On landscapes ----
 LAYERS, NOISE = 12, 0.04  # the noise is that of a score, its sd half that of the true fitness of random backbones
@@ -146,8 +157,8 @@ def picture(rows):
     return chart("Search strategies", "pre-training steps; on landscapes candidates", "best so far, mean", series)
 
 def compare(s: opnas.SearchSettings, landscapes: bool = False, seeds: int = 5, corpus: str = "toy/corpus.txt",
-            glue: str = "toy/glue", out: str = "runs/compare", trainings: int = 7, workers: int = 2,
-            device: str = "auto"):
+            glue: str = "toy/glue", out: str = "runs/compare", trainings: int = 7, longer: int = 0,
+            workers: int = 2, device: str = "auto"):
     """Which strategy finds the better backbone for one budget (Fig. 6)? Search with each, train the winners, op-nas'
     median candidate and bert, and compare those of one seed: the folder gets searches.tsv (a row each), pairs.tsv
     (every two) and curves.svg.
@@ -155,6 +166,7 @@ def compare(s: opnas.SearchSettings, landscapes: bool = False, seeds: int = 5, c
     landscapes: made-up fitness functions in place of training; 60 seeds are ten of a family
     seeds: pairs, from --seed on
     trainings: full ones of random search, about the seconds of the others
+    longer: steps of one more training of each winner, in longer.tsv; 0: none
     corpus: a folder that `data.py prepare` wrote, or a text file
     glue: the folder that holds CoLA, SST-2, .."""
     out, s = Path(out), replace(LANDSCAPES if landscapes else opnas.SearchSettings(), **s)
@@ -172,7 +184,13 @@ def compare(s: opnas.SearchSettings, landscapes: bool = False, seeds: int = 5, c
     head, todo = ("pair", "arm", "best", *head, "curve"), [*itertools.product(names, [*measures.values()][-1])]
     rows = [dict(zip(head, row)) for row in measured(out / "searches.tsv", head, todo, job, 1, ())]
     table = pairs(rows, measures, families)
-    print(tsv(*(row for row in table if row[0] in ("measure", *measures))), end="")  # those of all families
+    if longer:
+        start = out / f"{s.seed}-op-nas", device
+        more = measured(out / "longer.tsv", ("pair", "arm", "steps", "score"), [(*key, str(longer)) for key in todo],
+                        functools.partial(trained, s, out, device), workers, start)
+        table += pairs([dict(zip(("pair", "arm", "steps", "longer"), row)) for row in more],
+                       {"longer": measures["winner"]}, [""])[1:]
+    print(tsv(*(row for row in table if " " not in row[0])), end="")  # those of all families
     data.write_beside(out / "pairs.tsv", tsv(*table))
     data.write_beside(out / "curves.svg", picture(rows))
 
