@@ -940,7 +940,7 @@ def test_a_search_takes_the_population_a_round_at_a_time_and_judges_again():
     toy = opnas.SearchSettings(population=8, parents=2, children=2, rounds=2, finalists=3)
     two, later, last = [("random", 4, 0)] * 2, [("mutants", 4, 2)] * 2, [("last", 0, 3)]  # new ones, old
     assert opnas.plan(toy) == opnas.plan(replace(toy, strategy="ea+ws")) == two + later + last
-    assert opnas.plan(replace(toy, strategy="random+ws")) == two * 2 + last == opnas.plan(replace(toy, strategy="random"))
+    assert [opnas.plan(replace(toy, strategy=x)) for x in ("random", "random+ws")] == [two * 2 + last] * 2
 
 def test_evolution_is_algorithm_1():
     rounds = []
