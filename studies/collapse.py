@@ -2,10 +2,10 @@
 
 With post-LN a layer whose output is large and alike for all tokens erases what sets them apart.
 The paper says nothing of it (Algorithm 1 draws at random); opnas.Proxy.probe turns such backbones away before training.
-Random backbones of a preset's depth are probed, and some over the whole range are trained at the toy's width. About 15
+Random backbones of a preset's depth are probed, and some over the whole range are trained at the toy's width. About ten
 minutes on two cores; the same command again goes on, and writes OUT/collapse.txt:
 
-    python studies/collapse.py --layers 12 --draws 300 --train 32
+    python studies/collapse.py --layers 12 --draws 200 --train 24
 """
 import random
 import sys
@@ -73,7 +73,7 @@ def summary(shares, rows, unigram):
     return [*lines, "Kendall's tau-b of the share with -MLM %.2f, with -NSP %.2f, n = %d" % (
         kendall_tau(share, -mlm)[0], kendall_tau(share, -nsp)[0], len(rows))]
 
-def collapse(layers: int = 12, draws: int = 300, train: int = 32, steps: int = 300, out: str = "runs/collapse",
+def collapse(layers: int = 12, draws: int = 200, train: int = 24, steps: int = 300, out: str = "runs/collapse",
              corpus: str = "toy/corpus.txt", workers: int = 2):
     """How many random backbones give every token nearly the same hidden state, and do these ever learn? Probes random
     ones, and trains some.
