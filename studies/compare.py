@@ -59,8 +59,8 @@ def curve_of(s, log, value):
 def trained(s, out, device, key):
     """(score,) of a (seed, arm, steps): an arm's winner trained from scratch. The arms "median", the median candidate
     of op-nas by its score, and "bert" search nothing."""
-    (seed, arm, steps), score = key, 0.0
-    folder = out / f"{seed}-{arm if arm in ARMS else 'op-nas'}"
+    (pair, arm, steps), seed, score = key, 100 * int(key[0]), 0.0
+    folder = out / f"{pair}-{arm if arm in ARMS else 'op-nas'}"
     opnas.start_worker(folder, device)
     backbone = load_backbone("bert" if arm == "bert" else folder / "best.json", opnas.PROXY.config.layers)
     if arm == "median":
@@ -68,9 +68,9 @@ def trained(s, out, device, key):
         ranked = opnas.best_of(opnas.last_of(log), len(log))
         backbone = ranked[len(ranked) // 2].backbone
     with contextlib.suppress(Diverged):
-        model = opnas.PROXY.model(backbone, 100 * int(seed))
-        opnas.PROXY.pretrain(model, int(steps), 100 * int(seed))
-        score = statistics.fmean(x for _, x in opnas.PROXY.scores(model, 100 * int(seed), final=True))
+        model = opnas.PROXY.model(backbone, seed)
+        opnas.PROXY.pretrain(model, int(steps), seed)
+        score = statistics.fmean(x for _, x in opnas.PROXY.scores(model, seed, final=True))
     return (score,)
 
 def on_the_task(s, trainings, corpus, glue, out, workers, device, key):

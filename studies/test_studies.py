@@ -328,16 +328,16 @@ def test_landscapes_are_paired_and_a_second_call_goes_on(tmp_path, monkeypatch):
         compare.compare(small | {"alpha": 1.0}, True, **flags)
 
 def test_searches_are_compared_with_their_winners(tmp_path, search):
-    search(tmp_path, compare.compare, seeds=1)
-    rows = rows_of(tmp_path / "searches.tsv")
+    search(tmp_path, compare.compare, seeds=1, longer=5)
+    rows, longer = (rows_of(tmp_path / f"{name}.tsv") for name in ("searches", "longer"))
     assert [row[:2] for row in rows] == [["3", arm] for arm in ("op-nas ea+ws random+ws random median bert".split())]
     for _, arm, best, winner, _, curve in rows[:4]:
         found = sorted({worth(c[3]) for c in opnas.load(tmp_path / f"3-{arm}/state.pt")["log"]})
         assert [float(best), float(winner), json.loads(curve)[-1][1]] == pytest.approx(found[-1:] * 3, abs=1e-5)
         middle = found[(len(found) - 1) // 2] if arm == "op-nas" else middle
     assert [float(row[3]) for row in rows[4:]] == pytest.approx([middle, worth(autobert.load_backbone("bert", 4))])
+    assert longer == [[*row[:2], "5", row[3]] for row in rows]
 
-# ---- sharing ----
 def test_what_points_say_of_sharing_by_hand():
     """4 pairs of 6 agree: tau = 2 / 6, z = 2 / (4 * 3 * 13 / 18)^.5. Reached half way from 10 to 40 on a log scale;
     never, so 160 stands; at once; at once: factors 2, 16, 1, 1."""
