@@ -8,7 +8,6 @@ briefly. A mutation draws by confidence bounds (UCB) what has done well: ops at 
     mu_i   mean score of those with i at a place   N_i  how often it stood there, N their sum
 
     python opnas.py    # toy size, made-up language
-
 Read last. The method ends where "A run" begins.
 """
 import json
@@ -47,13 +46,13 @@ class SearchSettings:
     children: int = flag(3, "mutants of each parent (l.5)")
     rounds: int = flag(2, "rounds of mutation (l.3)")  # CHOICE: "until convergence" (l.13) is a number
     again: int = flag(1, "1: judge parents again")
-    finalists: int = flag(2, "the best, trained from scratch before one wins")
+    finalists: int = flag(2, "the best, trained from scratch to pick one")
     alpha: float = flag(None, "weight of the UCB bonus; default: 0.1 sd of the scores")
     tau: float = flag(None, "temperature of p; 1: the paper; default: likewise")
     collapse: float = flag(0.5, "least share of hidden states that varies by token")
     rows: int = flag(1000, "most training rows of a candidate's task; 0: all")
     steps: int = flag(100, "pre-training steps of a candidate")
-    final_steps: int = flag(1000, "of finalists and final trainings")
+    final_steps: int = flag(1000, "of finalists and finals")
     final_seeds: int = flag(1, "final trainings of each")
     seed: int = flag(0, "of everything random")
     pretrain: autobert.PretrainSettings = autobert.PRETRAIN["toy"]
@@ -214,7 +213,7 @@ def best_of(candidates, k):
 def plan(s):
     """[(kind, new candidates, ones judged again)] of each round. CHOICE: the super-net matures, so parents are judged
     again. CHOICE: shared weights hide whether a backbone learns without them, so the best end from scratch."""
-    size = s.parents * s.children  # CHOICE: M_0 comes a round's size at a time, so that it warms the super-net, too
+    size = s.parents * s.children  # CHOICE: M_0 comes a round's size at a time (l.2), to warm the super-net, too
     chunks = [("random", min(size, s.population - i), 0) for i in range(0, s.population, size)]
     rounds = [("random", size, 0) if "random" in s.strategy else ("mutants", size, s.parents * s.again)] * s.rounds
     return chunks + rounds + [("last", 0, s.finalists)] * (s.finalists > 0)
@@ -275,8 +274,9 @@ class Proxy:
         dist often gives large constants, and the LayerNorm behind them wipes the tokens out."""
         model = self.model(backbone, self.s.seed).to(self.device).eval()
         batch = autobert.to_device(autobert.piece(self.held_out.batch(0)), self.device)
-        model(batch).sum().backward()
-        if not all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None):
+        loss = model(batch).sum()
+        loss.backward()
+        if not all(x.isfinite().all() for x in (loss, *(p.grad for p in model.parameters() if p.grad is not None))):
             return "not finite"
         with torch.no_grad():
             x = model.encoder(batch["ids"], batch["segments"], batch["mask"])  # (B, n, d)
@@ -303,8 +303,8 @@ class Proxy:
         return tuple(found)
 
     def warm(self, path):
-        """Write a search's first state. CHOICE: its super-net has learnt with convolutions only, then with BERT's
-        attention. These are no candidates. From random weights few random ones learn anything."""
+        """Write a search's first state. DEVIATION: its super-net has learnt with convolutions only, then with BERT's
+        attention. These are no candidates. From random weights few random ones learn."""
         s, net = self.s, supernet.SuperNet(self.config, self.s.seed)
         genes = (CONVOLUTIONS[-1], ops.ATTENTIONS["bert"]) if s.warm and s.strategy != "random" else ()
         for i, gene in enumerate(genes):
@@ -369,7 +369,7 @@ def load(path):
 class Run:
     """A search. All its state is state.pt: the log of whole rounds and their super-net."""
     def __init__(self, folder, map):
-        next(map(once, [("warm", folder / "state.pt"), *finals(folder, "autobert-zero")]))  # others beside it
+        next(map(once, [("warm", folder / "state.pt"), *finals(folder, "autobert-zero")]))  # finals beside it
         self.folder, self.map, self.s, self.begun, self.done = folder, map, PROXY.s, time.time(), 0
         self.log = [Candidate(*c) for c in load(folder / "state.pt")["log"]]
 
@@ -406,7 +406,7 @@ class Run:
         print(line[:120], flush=True)
 
 def tell_useless(judged):
-    """Print each task at which a round's candidates are all at chance, or at its ceiling."""
+    """Print the tasks at which all of a round are at chance, or at the ceiling."""
     for task, ((_, y), _) in PROXY.tasks.items():
         scores = [dict(c.tasks)[task] for c in judged if c.tasks]
         chance = max(glue.score(task, y, np.full_like(y, x)) for x in np.unique(y)[:3])  # the best constant

@@ -941,6 +941,7 @@ def test_a_search_takes_the_population_a_round_at_a_time_and_judges_again():
     two, later, last = [("random", 4, 0)] * 2, [("mutants", 4, 2)] * 2, [("last", 0, 3)]  # new ones, old
     assert opnas.plan(toy) == opnas.plan(replace(toy, strategy="ea+ws")) == two + later + last
     assert [opnas.plan(replace(toy, strategy=x)) for x in ("random", "random+ws")] == [two * 2 + last] * 2
+    assert opnas.plan(replace(toy, population=5, finalists=0)) == [two[0], ("random", 1, 0), *later]
 
 def test_evolution_is_algorithm_1():
     rounds = []
@@ -975,7 +976,6 @@ def test_the_tables_hold_the_last_judgements_and_rejected_ones_are_no_parents():
         assert tables[-1].tables == opnas.OperationPriority(M.values()).tables
         assert c.parent is None or M[c.parent].score is not None
         return any_score(number, c) if c.number % 3 == 1 else replace(c, reason="no learning")
-
     history = history_of(SETTINGS, judge, no_conv_3, note=lambda *about: tables.append(about[-1]))
     away = {c.backbone for c in history if c.number is None}
     assert away and all("conv 3" in backbone for backbone in away) and len(opnas.last_of(history)) == 34
@@ -1175,7 +1175,6 @@ def test_every_command_in_readme_and_docstrings_parses(monkeypatch):
     def parse(self, argv=None, namespace=None):
         original(self, argv, namespace)
         raise Parsed
-
     original, lines = data.argparse.ArgumentParser.parse_args, COMMAND.findall(README)
     monkeypatch.setattr(data.argparse.ArgumentParser, "parse_args", parse)
     monkeypatch.syspath_prepend(HERE / "studies")
@@ -1194,7 +1193,8 @@ def test_every_name_in_readme_exists_and_its_two_commands_are_what_ci_runs():
 
 @pytest.mark.parametrize("name", CORE)
 def test_readme_lists_every_choice_and_deviation_and_no_other(name):
-    listed = re.search(rf"^- \*\*{name}\.py\*\* (.*)$", README, re.M)[1]
+    listed = README.split("<!-- choices -->")[1].split("<!-- /choices -->")[0]
+    listed = re.search(rf"^- \*\*{name}\.py\*\* (.*)$", listed, re.M)[1]
     found = re.findall(r"(?:CHOICE|DEVIATION): (.*)", (HERE / f"{name}.py").read_text(encoding="utf-8"))
     assert [words for words in found if " ".join(words.split()[:4]).rstrip('.,;"') not in listed] == []
     assert len(re.findall("(?:CHOICE|DEVIATION): ", listed)) == len(found) > 0

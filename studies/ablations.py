@@ -5,7 +5,6 @@ search's text, tasks and budget of full training, and compared in pairs of one s
 cores; the same command again goes on. RUN/ablations gets points.tsv (a training a row), table.txt and ablations.svg:
 
     python studies/ablations.py --run runs/search --seeds 8
-    python studies/ablations.py --run runs/search --seeds 3 --steps 2000
 """
 import contextlib
 import functools
@@ -49,21 +48,18 @@ def picture(found):
         dots += [(i + 0.1, row[1], f"s{i % 6}", f"{name}, seed {seed}") for seed, row in enumerate(rows)]
     return chart("What matters in a backbone?", "backbones, as in the legend", "average score x 100", series, dots)
 
-def ablations(run: str = "runs/search", seeds: int = 5, workers: int = 2, device: str = "auto",
-              steps: int = 0):
+def ablations(run: str = "runs/search", seeds: int = 5, workers: int = 2, device: str = "auto"):
     """What matters in a backbone (Table 5)? Train the published ones, their variants and a search's winner alike, from
     scratch over several seeds, and compare them with bert, in RUN/ablations.
 
     run: the search's folder
-    seeds: trainings of each
-    steps: of pre-training; 0: as many as the search's finals"""
+    seeds: trainings of each"""
     folder, out = Path(run), Path(run) / "ablations"
     opnas.start_worker(folder, device)
     s, config, tasks = opnas.PROXY.s, opnas.PROXY.config, tuple(opnas.PROXY.tasks)
     paths = {name: name for name in autobert.BACKBONES} | {"best": str(folder / "best.json")}
     backbones = {name: autobert.load_backbone(path, config.layers) for name, path in paths.items()}
-    steps, seeds = str(steps or s.final_steps), range(s.seed, s.seed + seeds)
-    todo = [(name, str(seed), steps) for seed in seeds for name in backbones]
+    todo = [(name, str(seed), str(s.final_steps)) for seed in range(s.seed, s.seed + seeds) for name in backbones]
     found, job = {name: [] for name in backbones}, functools.partial(trained, backbones)
     head = ("name", "seed", "steps", "MLM", "average", *tasks)
     for name, _, _, *numbers in measured(out / "points.tsv", head, todo, job, workers, (folder, device)):

@@ -2,7 +2,7 @@
 
 All run with the same seeds. Those that share weights have as many judgements; random search has full trainings from
 scratch, --trainings of them, which take about as long. Each winner is then trained from scratch. The same command again
-goes on. At toy size half an hour a seed; on landscapes, without training, five minutes in all:
+goes on. At toy size half an hour of a core a seed; on landscapes, without training, five minutes in all:
 
     python studies/compare.py --seeds 5 --out runs/compare
     python studies/compare.py --landscapes --seeds 60 --out runs/landscapes
@@ -133,7 +133,7 @@ def on_a_landscape(s, key):
 
 # ---- What they say ----
 def pairs(rows, measures, families):
-    """Rows of pairs.tsv, each two arms of a measure: means, paired difference with its 95 % interval, the least one that
+    """Rows of pairs.tsv, two arms of a measure: means, paired difference with its 95 % interval, the least one that
     so many pairs would show with a power of 80 %, share of pairs in which it is above (a tie: half). Family "": all."""
     table = [("measure", "arm", "mean", "other", "its mean", "difference", "+-", "detectable", "above", "pairs")]
     todo = ((measure, family, two) for (measure, arms), family in itertools.product(measures.items(), families)

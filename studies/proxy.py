@@ -30,7 +30,7 @@ from glue import kendall_tau  # noqa: E402
 from supernet import SuperNet, write_order  # noqa: E402
 
 FOUR = "r500+o500+r500+o500"
-WAYS = (f"{FOUR}:50:1000", f"{FOUR}:100:1000", f"{FOUR}:200:1000:1e-3", f"{FOUR}@1:100:1000", "k1000+b1000@1:100:1000",
+WAYS = (f"{FOUR}:50:1000", f"{FOUR}:100:1000", f"{FOUR}:200:1000:1e-3", f"{FOUR}@1:100:1000", "k1000+b1000@13:100:1000",
         f"{FOUR}:100:1000".replace("+", "x"), "0:250:1000", "0:500:1000")
 
 def warming(kind, layers, rng, last):
