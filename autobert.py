@@ -144,7 +144,7 @@ class DagAttention(nn.Module):
         x = F.linear(x, torch.cat([f.weight for f in maps]), torch.cat([f.bias for f in maps]))  # one product for all
         heads = x.view(B, n, len(maps), self.heads, -1).permute(2, 0, 3, 1, 4)  # Q = X W_Q, K, V, P (Eq. 1)
         heads = dict(zip(self.inputs, heads))  # each (B, H, n, d_h)
-        fused = x.is_cuda or x.dtype == torch.float32 and not drop  # else it is slower
+        fused = x.is_cuda or x.dtype == torch.float32 and not drop
         y = ops.evaluate(self.dag, [heads.get(name) for name in ops.INPUTS], mask, drop, fused)
         return self.out(y.transpose(1, 2).reshape(B, n, d))  # .. W_O (Eq. 2)
 
@@ -324,7 +324,7 @@ def find_device(name="auto", rank=0):
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # also for pinned memory
+        torch.cuda.set_device(device)
     return device
 
 def autocast(device, precision):
@@ -433,7 +433,7 @@ def train(s: PretrainSettings, corpus: str = "toy/corpus.txt", backbone: str = "
     backbone: bert, autobert-zero, att-only, conv-only, or a search's best.json
     init: a checkpoint to begin with (see studies/child.py)
     size: of the model, with its defaults
-    device: auto, cpu, cuda, cuda:1, ..; mps is untested
+    device: auto, cpu, cuda, cuda:1, ..
     compile: by torch.compile
     out: the checkpoint"""
     rank, world, local = (int(os.environ.get(key, k)) for key, k in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
@@ -454,7 +454,7 @@ def train(s: PretrainSettings, corpus: str = "toy/corpus.txt", backbone: str = "
         at["rows"].append(row)
         left = data.span((s.steps - done) * (time.time() - begun) / (done - at["step"]))
         print(f"step={done}/{s.steps} mlm={mlm:.3f} nsp={nsp:.3f} lr={lr:.2e} left={left}", flush=True)
-        if len(at["rows"]) % 5 == 1 or done == s.steps:  # every fifth
+        if len(at["rows"]) % 5 == 1 or done == s.steps:
             row[4:] = held_out_loss(model, held, min(20, held.steps_per_epoch), device, s.precision)
             print("held out: mlm={:.3f} nsp={:.3f}".format(*row[4:]), flush=True)
             more = {"optimizer": optimizer.state_dict()} if done < s.steps else {}

@@ -171,11 +171,6 @@ class Tokenizer:
             raise UserError(f"--vocab {vocab}: {str(error).split('] ')[-1].split(' Increase')[0].strip()}") from None
         return cls(model.getvalue())
 
-    @classmethod
-    def load(cls, path):
-        """Read a sentencepiece model file."""
-        return cls(Path(path).read_bytes())
-
     def encode(self, text):
         """The ids of a text, without [CLS] and [SEP]."""
         return self.model.encode(text)
@@ -240,7 +235,7 @@ class Corpus:
         self.folder = folder = Path(folder)
         if not (folder / "settings.json").exists():
             raise UserError(f"{folder}: not a corpus; expected a folder that `data.py prepare` wrote")
-        self.tokenizer = Tokenizer.load(folder / "tokenizer.model")
+        self.tokenizer = Tokenizer((folder / "tokenizer.model").read_bytes())
         self.tokens, self.sentences, self.documents = (
             np.asarray(np.memmap(folder / name, kind, "r"))
             for name, kind in (("tokens", np.int32), ("sentences", np.int64), ("documents", np.int64)))

@@ -78,6 +78,14 @@ def interval(x):
     t = {1: 12.706, 2: 4.303, 3: 3.182}.get(v) or 1.960 + 2.372 / v + 2.823 / v**2 + 2.556 / v**3
     return np.mean(x), t * np.std(x, ddof=1) / math.sqrt(v + 1)
 
+def verdict(gaps):
+    """In words; gaps: (seeds,), the winner minus bert, in points."""
+    if len(gaps) == 1:
+        return f"The winner ended {gaps[0]:+.1f} from bert. One training of each is no evidence; try --final-seeds 5."
+    mean, error = interval(gaps)
+    where = "above" if mean > error else "below" if mean < -error else "level with"
+    return f"The winner is {where} bert: {mean:+.1f} ± {error:.1f} (95 %, {len(gaps)} trainings of each)."
+
 # ---- The eight tasks (App. C.1) ----
 class Task(NamedTuple):
     """How a task is read and scored."""
@@ -254,7 +262,7 @@ def finetune_command(s: Grid, checkpoint: str = "model.pt", glue: str = "toy/glu
 
     checkpoint: a file of autobert.py train, or of --save
     glue: the folder with CoLA, SST-2, ..
-    seeds: runs with each, from the seeds 0, 1, ..
+    seeds: runs with each: 0, 1, ..
     mnli: MNLI comes first; RTE, STS-B and MRPC start from its best model (App. D.2)
     small: score MRPC and QQP by accuracy (Table 4)
     save: a folder for the best model of each task, TASK.pt"""

@@ -39,8 +39,8 @@ class SearchSettings:
     """What decides a search's outcome, beside its data."""
     size: str = flag("toy", "model size", choices=tuple(autobert.SIZES))
     tasks: tuple[str, ...] = flag(("QNLI", "STS-B"), "the score is their mean", choices=tuple(glue.TASKS))
-    strategy: str = flag("op-nas", "of Fig. 6", choices=("op-nas", "ea+ws", "random+ws", "random"))
-    warm: int = flag(1000, "steps that warm each branch of the super-net")
+    strategy: str = flag("op-nas", "of Fig. 6", choices=("op-nas", "ea", "random"))
+    warm: int = flag(1000, "steps that warm each branch of the super-net; 0: no shared weights")
     population: int = flag(12, "random backbones (l.1)")
     parents: int = flag(2, "K, mutated in each round (l.4)")
     children: int = flag(3, "mutants of each parent (l.5)")
@@ -64,7 +64,8 @@ PAPER = SearchSettings(
     pretrain=replace(autobert.PRETRAIN["base"], lr=2e-4, warmup=0.02))
 SMALL = replace(PAPER, size="small", tasks=("CoLA", "MRPC", "RTE", "STS-B"), population=50, rounds=4, alpha=None,
                 warm=10_000, steps=2000, final_steps=40_000, pretrain=replace(PAPER.pretrain, batch=64, lr=5e-4))
-PRESETS = {"toy": SearchSettings(), "small": SMALL, "paper": PAPER}
+PRESETS = {"toy": SearchSettings(), "small": SMALL, "paper": PAPER, "evening": SearchSettings(
+    warm=0, population=18, parents=3, children=2, rounds=4, finalists=3, steps=1000, rows=0, final_seeds=3)}
 
 # ---- UCB (Eq. 3) ----
 class OperationPriority:
@@ -215,7 +216,7 @@ def plan(s):
     again. CHOICE: shared weights hide whether a backbone learns without them, so the best end from scratch."""
     size = s.parents * s.children  # CHOICE: M_0 comes a round's size at a time (l.2), to warm the super-net, too
     chunks = [("random", min(size, s.population - i), 0) for i in range(0, s.population, size)]
-    rounds = [("random", size, 0) if "random" in s.strategy else ("mutants", size, s.parents * s.again)] * s.rounds
+    rounds = [("random", size, 0) if s.strategy == "random" else ("mutants", size, s.parents * s.again)] * s.rounds
     return chunks + rounds + [("last", 0, s.finalists)] * (s.finalists > 0)
 
 def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda *_: None):
@@ -225,7 +226,7 @@ def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda 
     done = len({c.round for c in log})
     for number, (kind, size, repeated) in enumerate(plan(s)[done:], done):  # l.3
         rng, counts, M = random.Random(f"{s.seed} {number}"), Counter(), last_of(log)
-        tables = OperationPriority(M, s.alpha, math.inf if s.strategy == "ea+ws" else s.tau)  # l.12
+        tables = OperationPriority(M, s.alpha, math.inf if s.strategy == "ea" else s.tau)  # l.12
         parents = best_of(M, s.parents) if kind == "mutants" else []  # l.4
         batch = [replace(c, round=number) for c in best_of(M, repeated)]
         seen, tries = {c.backbone for c in log}, 100 * size
@@ -304,9 +305,9 @@ class Proxy:
 
     def warm(self, path):
         """Write a search's first state. DEVIATION: its super-net has learnt with convolutions only, then with BERT's
-        attention. These are no candidates. From random weights few random ones learn."""
+        attention."""
         s, net = self.s, supernet.SuperNet(self.config, self.s.seed)
-        genes = (CONVOLUTIONS[-1], ops.ATTENTIONS["bert"]) if s.warm and s.strategy != "random" else ()
+        genes = (CONVOLUTIONS[-1], ops.ATTENTIONS["bert"]) if s.warm else ()
         for i, gene in enumerate(genes):
             print(f"-- warming the super-net: {s.warm} steps of {gene} in all layers", flush=True)
             child = net.child([gene] * self.config.layers)
@@ -315,12 +316,13 @@ class Proxy:
         save(path, dict(config=asdict(self.config), corpus=str(self.corpus.folder), log=(), offset=len(genes) * s.warm,
                         slots=net.slots))
 
-    def judge(self, path, backbone, kind, offset):
-        """Write a Candidate's fields, and weights to write back (l.8, l.9). The last ones start anew, on all rows."""
+    def judge(self, path, backbone, number, offset):
+        """Write a Candidate's fields, and weights to write back (l.8, l.9). The last start anew, on all rows."""
         start, s, mlm, nsp, tasks = time.time(), self.s, None, None, ()
-        fresh = kind == "last" or s.strategy == "random"
-        steps, rows = (s.final_steps, 0) if kind == "last" else (s.steps, s.rows)
-        seed = 100 * s.seed + 99 if fresh else s.seed  # subtle: no final training's, or the winner is a lucky one
+        last = plan(s)[number][0] == "last"
+        fresh, steps, rows = (True, s.final_steps, 0) if last else (not s.warm, s.steps, s.rows)
+        # subtle: never a final training's, or the winner is a lucky one
+        seed = 100 * s.seed + (99 if last else 98 - number) if fresh else s.seed
         child = self.model(backbone, seed) if fresh else supernet.SuperNet(
             self.config, slots=load(self.folder / "state.pt")["slots"]).child(backbone)
         try:
@@ -349,7 +351,7 @@ def start_worker(folder, device):
     if parent := mp.parent_process():
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
-    rank = int(mp.current_process().name.split("-")[-1]) if parent else 0  # SpawnProcess-1, ..
+    rank = int(mp.current_process().name.split("-")[-1]) if parent else 0
     PROXY = Proxy(folder, autobert.find_device(device, rank))
 
 def once(job):
@@ -375,11 +377,14 @@ class Run:
 
     def fitness(self, number, batch, log):
         """Judge a round from one snapshot of the super-net, then write back, best last."""
-        state, judged, kind = load(self.folder / "state.pt"), [], plan(self.s)[number][0]
+        state, judged = load(self.folder / "state.pt"), []
         paths = [self.folder / f"round-{number}-{c.number}.pt" for c in batch]
-        jobs = [("judge", path, c.backbone, kind, state["offset"]) for c, path in zip(batch, paths)]
+        jobs = [("judge", path, c.backbone, number, state["offset"]) for c, path in zip(batch, paths)]
         for c, path, _ in zip(batch, paths, self.map(once, jobs)):
-            judged.append(replace(c, **load(path)[0]))
+            found, n = load(path)[0], sum(x.number == c.number for x in log)
+            if n and found["tasks"] and not self.s.warm:  # CHOICE: from scratch all judgements count alike
+                found["score"] += (c.score - found["score"]) * n / (n + 1)
+            judged.append(replace(c, **found))
             self.tell(judged[-1], [*log, *judged])
         net = supernet.SuperNet(PROXY.config, slots=state["slots"])
         for i in supernet.write_order([c.score or 0 for c in judged]):
@@ -427,14 +432,6 @@ def note(number, kind, counts, tables):
     print(f"-- round {number}, {kind}: {sharp}; {dict(counts)}", flush=True)
 
 # ---- The final judgement ----
-def verdict(gaps):
-    """In words; gaps: (seeds,), the winner minus bert, in points."""
-    if len(gaps) == 1:
-        return f"The winner ended {gaps[0]:+.1f} from bert. One training of each is no evidence; try --final-seeds 5."
-    mean, error = glue.interval(gaps)
-    where = "above" if mean > error else "below" if mean < -error else "level with"
-    return f"The winner is {where} bert: {mean:+.1f} ± {error:.1f} (95 %, {len(gaps)} trainings of each)."
-
 def finals(folder, name):
     """Jobs: final trainings of a published backbone or the "best"."""
     backbone = autobert.load_backbone(folder / "best.json" if name == "best" else name, PROXY.config.layers)
@@ -455,7 +452,7 @@ def judge_winner(run):
         rows.append((name, *cells, f"{autobert.count_parameters(PROXY.config, genes)['total']:,}"))
     lines = ["".join(f"{cell:>15}" for cell in row) for row in rows]
     lines += [f"L{i} {gene}" for i, gene in enumerate(jobs["best"][0][2], 1)]
-    lines.append(verdict(averages["best"] - averages["bert"]))
+    lines.append(glue.verdict(averages["best"] - averages["bert"]))
     data.write_beside(run.folder / "table.txt", "\n".join(lines) + "\n")
     print(*lines, sep="\n")
 
@@ -467,7 +464,7 @@ def search(s: SearchSettings, preset: tuple(PRESETS) = "toy", corpus: str = "toy
     corpus: a text file, or a folder that `data.py prepare` wrote
     glue: the folder that holds CoLA, SST-2, ..
     out: the run's folder
-    workers: processes that judge candidates; several GPUs are taken by turns
+    workers: processes; several GPUs are taken by turns
     device: auto, cpu, cuda, cuda:1, .."""
     folder, s = Path(out), replace(PRESETS[preset], **s)
     path, kept = folder / "settings.json", corpus if os.path.isdir(corpus) else folder / "corpus"

@@ -92,7 +92,7 @@ ATTENTIONS = {
 def fold(dag, leaves, step):
     """The one walk over a genome: slots, the four `leaves` first, then step(op, *operands) for every node in order.
 
-    Types, formulas and canonical forms are all this walk with another `step`.
+    Types, formulas and canonical forms are this walk.
     Example: fold((("neg", 1),), [5, 7, 0, 0], lambda op, x: -x) -> [5, 7, 0, 0, -7]"""
     slots = list(leaves)
     for op, *args in dag:

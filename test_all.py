@@ -939,8 +939,8 @@ def history_of(s, judge=any_score, probe=lambda backbone: None, log=(), layers=3
 def test_a_search_takes_the_population_a_round_at_a_time_and_judges_again():
     toy = opnas.SearchSettings(population=8, parents=2, children=2, rounds=2, finalists=3)
     two, later, last = [("random", 4, 0)] * 2, [("mutants", 4, 2)] * 2, [("last", 0, 3)]  # new ones, old
-    assert opnas.plan(toy) == opnas.plan(replace(toy, strategy="ea+ws")) == two + later + last
-    assert [opnas.plan(replace(toy, strategy=x)) for x in ("random", "random+ws")] == [two * 2 + last] * 2
+    assert opnas.plan(toy) == opnas.plan(replace(toy, strategy="ea")) == two + later + last
+    assert opnas.plan(replace(toy, strategy="random")) == two * 2 + last
     assert opnas.plan(replace(toy, population=5, finalists=0)) == [two[0], ("random", 1, 0), *later]
 
 def test_evolution_is_algorithm_1():
@@ -979,7 +979,7 @@ def test_the_tables_hold_the_last_judgements_and_rejected_ones_are_no_parents():
     history = history_of(SETTINGS, judge, no_conv_3, note=lambda *about: tables.append(about[-1]))
     away = {c.backbone for c in history if c.number is None}
     assert away and all("conv 3" in backbone for backbone in away) and len(opnas.last_of(history)) == 34
-    history_of(replace(SETTINGS, strategy="ea+ws"), note=lambda *about: tables.append(about[-1]))
+    history_of(replace(SETTINGS, strategy="ea"), note=lambda *about: tables.append(about[-1]))
     assert tables[-1].p(0) == pytest.approx(dict.fromkeys(ops.OPS, 0.1))  # plain evolution draws uniformly
     nobody = history_of(SETTINGS, lambda number, c, log: replace(c, reason="no learning"))
     assert {c.parent for c in nobody} == {None} and len(opnas.last_of(nobody)) == 34
@@ -1085,7 +1085,7 @@ def test_a_task_that_tells_a_round_nothing_is_named(monkeypatch, capsys, tasks=(
     for scores, named in (([(0.04, 0.73, 0.99), (0, 0.5, 0.96), ()], ["CoLA", "RTE"]), ([(0, 0.5, 0.99)], [])):
         opnas.tell_useless([opnas.Candidate(0, 0, None, (), tasks=tuple(zip(tasks, x))) for x in scores])
         assert re.findall(r"-- (\S+) told nothing", capsys.readouterr().out) == named
-    assert "below bert: -2.0 ± 1.3 (95 %, 4" in opnas.verdict(np.array([-1.0, -2, -2, -3]))
+    assert "below bert: -2.0 ± 1.3 (95 %, 4" in glue.verdict(np.array([-1.0, -2, -2, -3]))
 
 def test_a_search_begins_with_both_branches_of_every_layer_warm(finished, tmp_path):
     opnas.start_worker(finished[0], "cpu")

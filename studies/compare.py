@@ -28,16 +28,17 @@ from draw import before_the_last, chart, measured, tsv  # noqa: E402
 from glue import interval  # noqa: E402
 
 # ---- The arms ----
-ARMS = {name: {"strategy": name} for name in ("op-nas", "ea+ws", "random+ws", "random")} | {  # on landscapes also
-    "literal": {"tau": 1.0, "alpha": 0.01}, "ea-copy": {"strategy": "ea+ws"}, "op-nas-copy": {}}  # as printed; controls
+ARMS = {"op-nas": {}, "ea+ws": {"strategy": "ea"}, "random+ws": {"strategy": "random"},
+        "random": {"strategy": "random", "warm": 0},  # on landscapes also: as printed; controls
+        "literal": {"tau": 1.0, "alpha": 0.01}, "ea-copy": {"strategy": "ea"}, "op-nas-copy": {}}
 
 def settings_of(seed, arm, s, trainings=0):
     """An arm's settings. CHOICE: one budget is as many judgements, so random search gets new candidates where others
     judge parents again; from scratch it gets so many full trainings, if any, which are to take as long."""
     changed = replace(s, seed=int(seed), **ARMS[arm])
-    if "random" in changed.strategy:
+    if changed.strategy == "random":
         changed = replace(changed, population=s.population + s.rounds * s.parents * s.again)
-    if changed.strategy == "random" and trainings:
+    if arm == "random" and trainings:
         changed = replace(changed, population=trainings, rounds=0, finalists=0, steps=s.final_steps, rows=0)
     return changed
 
@@ -52,8 +53,7 @@ def curve_of(s, log, value):
     of the last round."""
     judged = [c for c in before_the_last(s, log) if c.number is not None]
     bests = (opnas.best_of(opnas.last_of(judged[:i + 1]), 1) for i in range(len(judged)))
-    warm = 2 * s.warm * (s.strategy != "random")
-    return [[warm + s.steps * (i + 1), round(sum(map(value, best)), 5)] for i, best in enumerate(bests)]
+    return [[2 * s.warm + s.steps * (i + 1), round(sum(map(value, best)), 5)] for i, best in enumerate(bests)]
 
 # ---- On the task ----
 def trained(s, out, device, key):

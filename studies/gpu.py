@@ -92,7 +92,7 @@ def attention(g):
 
 def search(g):
     """A search of two candidates and its final trainings, in two processes; the probe of collapse."""
-    s = {"tasks": ("CoLA",), "strategy": "random" if g.quick else "op-nas", "warm": 0, "population": 2, "parents": 1,
+    s = {"tasks": ("CoLA",), "warm": 0 if g.quick else 200, "population": 2, "parents": 1,
          "rounds": 0, "finalists": 1, "rows": 100, **dict.fromkeys(("steps", "final_steps"), 10 if g.quick else 200)}
     out = g.folder / "search"
     with contextlib.redirect_stdout(sys.stderr):

@@ -92,7 +92,7 @@ def sections(folder, about, s, log):
     if (folder / "best.json").exists():  # the winner of the last round
         chosen = load_backbone(folder / "best.json")
         best = next(c for c in M.values() if c.backbone == chosen)
-    tables = opnas.OperationPriority(M.values(), s.alpha, math.inf if s.strategy == "ea+ws" else s.tau)
+    tables = opnas.OperationPriority(M.values(), s.alpha, math.inf if s.strategy == "ea" else s.tau)
     layers = {place: f"L{place[1] + 1}" for place in sorted(p for p in tables.tables if not isinstance(p, int))}
     positions = {place: place + 1 for place in sorted(p for p in tables.tables if isinstance(p, int))}
     final = (folder / "table.txt").read_text() if (folder / "table.txt").exists() else "not yet"

@@ -224,7 +224,7 @@ import ablations  # noqa: E402
 import compare  # noqa: E402
 import child  # noqa: E402
 import collapse  # noqa: E402
-import proxy  # noqa: E402
+import found  # noqa: E402
 import sharing  # noqa: E402
 import supernet  # noqa: E402
 
@@ -263,14 +263,27 @@ def test_a_winners_child_computes_as_the_super_nets_and_training_goes_on_from_it
 def test_a_proxy_that_ranks_as_full_training_has_a_tau_of_1(search, tmp_path, capsys):
     x = np.arange(8.0)
     same, other = (np.stack([x, -x, -x, score], 1) for score in (x, -x))
-    assert proxy.summary({"w": same}, x).count("1.00 [1.00,1.00]  1.00") == 4  # score, with NSP, NSP, MLM
-    assert "-1.00 [-1.00,-1.00] -1.00" in proxy.summary({"w": other}, x)
+    assert sharing.summary({"w": same}, x).count("1.00 [1.00,1.00]  1.00") == 4  # score, with NSP, NSP, MLM
+    assert "-1.00 [-1.00,-1.00] -1.00" in sharing.summary({"w": other}, x)
     search(tmp_path)
     backbones = [*dict.fromkeys(row[-1] for row in rows_of(tmp_path / "candidates.tsv"))][:3]
     (tmp_path / "rows.tsv").write_text("name\tseed\tbackbone\tseconds\tmlm\tnsp\tRTE\n" + "".join(
         f"a\t1\t{b}\t1\t2\t.5\t{worth(b.split(' | '))}\n" for b in backbones * 2))
-    proxy.proxy(str(tmp_path), ("0:1:9", "r1xo1:1:9", "k1+b1:1:9", "c1+r1@1:1:9"), 1)
+    sharing.sharing(str(tmp_path), ("0:1:9", "r1xo1:1:9", "k1+b1:1:9", "c1+r1@1:1:9"), 1)
     assert len(rows_of(tmp_path / "proxy.tsv")) == 12 and capsys.readouterr().out.count("1.00 [") >= 4
+
+def test_from_scratch_all_judgements_count_alike_and_the_next_one_tells_what_was_found(search, tmp_path, monkeypatch):
+    """Rounds have the seeds 98, 97, 96, the last 99, finals 0, 1, ..: candidate 0 is judged .5, .4 and .9."""
+    monkeypatch.setitem(TINY, "warm", 0)
+    scores = {398: 0.5, 397: 0.2, 396: 0.4, 399: 0.9, 300: 0.7}
+    monkeypatch.setattr(opnas.Proxy, "scores", lambda self, model, seed, *_, **__: (("RTE", scores[seed]),))
+    search(tmp_path)
+    log = [opnas.Candidate(*c) for c in opnas.load(tmp_path / "state.pt")["log"]]
+    assert [c.score for c in log if c.number == 0] == pytest.approx([0.5, 0.45, 0.6])
+    assert [score for _, score in found.curve(log)] == pytest.approx([40, 40, 90])
+    found.found((str(tmp_path),), str(tmp_path / "found.tsv"))
+    (_, *row, _), = rows_of(tmp_path / "found.tsv")
+    assert row == ["op-nas", "3", "6", row[3], "70.0", "70.0", "70.0"]
 
 def test_the_share_that_varies_is_the_probes_and_thresholds_are_counted_by_hand(tmp_path, capsys):
     collapse.collapse(3, 8, 2, 1, str(tmp_path), str(HERE.parent / "toy/held-out.txt"), 1)
@@ -338,36 +351,10 @@ def test_searches_are_compared_with_their_winners(tmp_path, search):
     assert [float(row[3]) for row in rows[4:]] == pytest.approx([middle, worth(autobert.load_backbone("bert", 4))])
     assert longer == [[*row[:2], "5", row[3]] for row in rows]
 
-def test_what_points_say_of_sharing_by_hand():
-    """4 pairs of 6 agree: tau = 2 / 6, z = 2 / (4 * 3 * 13 / 18)^.5. Reached half way from 10 to 40 on a log scale;
-    never, so 160 stands; at once; at once: factors 2, 16, 1, 1."""
-    scores = {("warm", 10): (2, 5, 3, 1), ("scratch", 10): (1, 2, 3, 1), ("scratch", 40): (3, 1, 5, 1),
-              ("scratch", 160): (4, 2, 6, 1)}
-    ways = {way: [sharing.Point("random", *way, "", 9 - x, x, 1.0) for x in scores[way]] for way in scores}
-    assert re.search(r"warm +10 +2.750 +6.250 +1.0 +0.33 .+ p=0.497 ", sharing.comparison(ways, ways["scratch", 160]))
-    parts = "1.5 times", "quartiles 1.0 and 5.5", "4 backbones 1 never", "2 at once"
-    assert all(part in sharing.savings(ways, 10) for part in parts)
-
 def test_the_interval_of_tau_narrows_with_more_backbones():
     x, y = np.random.default_rng(0).normal(size=(2, 100))
-    points = [[sharing.Point("", "", 1, "", 0, score, 0) for score in row] for row in (x, x + y)]
-    texts = (sharing.agreement(*(row[:n] for row in points), "score") for n in (12, 100))
-    (_, low, high, _), (tau, lower, upper, _) = (map(float, re.findall(r"-?[\d.]+", text)) for text in texts)
+    (_, low, high), (tau, lower, upper) = (draw.agreement(x[:n], (x + y)[:n]) for n in (12, 100))
     assert lower < tau < upper and upper - lower < 0.6 * (high - low)
-
-def test_sharing_trains_new_backbones_warm_as_the_search_would_and_goes_on(tmp_path, search):
-    search(tmp_path)
-    path, flags = tmp_path / "sharing/points.tsv", dict(warm=(0.5,), scratch=(1.0, 2.0), workers=1, device="cpu")
-    sharing.sharing(str(tmp_path), 2, **flags)
-    before, rows, run = path.read_text(), rows_of(path), opnas.Run(tmp_path, map)
-    assert [*zip(*rows)][1:3] == [2 * ("scratch", "scratch", "warm", "warm"), 2 * ("2", "4", "1", "2")]
-    genes, parents = tuple(rows[-1][3].split(" | ")), opnas.best_of(opnas.last_of(run.log), 2)
-    assert 0 < min(sum(a != b for a, b in zip(genes, c.backbone)) for c in parents) < 3  # a mutation of each kind
-    assert genes not in {c.backbone for c in run.log} and float(rows[-1][5]) == pytest.approx(worth(genes))
-    sharing.sharing(str(tmp_path), 3, **flags)  # the same and one more
-    assert path.read_text().startswith(before) and len(rows_of(path)) == 3 * 4
-    judged, = run.fitness(2, [opnas.Candidate(9, 2, None, genes)], run.log)  # as in a round of mutants
-    assert float(rows[-1][4]) == judged.mlm != float(rows[-3][4])  # the latter from scratch
 
 # ---- ablations ----
 def test_the_table_of_ablations_by_hand():  # good is above bert by 10, 12, 14: mean 12, half 4.303 * 2 / 3^.5
