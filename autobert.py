@@ -264,7 +264,7 @@ def init_weights(module, std):
 # ---- Size and cost (Tables 2 to 5) ----
 def count_parameters(config, backbone):
     """Parameters: {"total": encoder with pooler, "att": input projections (the paper's #Params of Att)}."""
-    with torch.device("meta"):  # no memory
+    with torch.device("meta"):
         model = AutoBert(config, backbone)
     count = {name: p.numel() for name, p in model.named_parameters()}
     att = sum(size for name, size in count.items() if ".inputs." in name or ".glu." in name)

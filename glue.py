@@ -447,5 +447,5 @@ def squad(s: SquadSettings, checkpoint: str = "model.pt", train: str = "toy/squa
         print(f"tau={tau:.3f}", *(f"{key}={round(x, 1)}" for key, x in scores.items()))
 
 if __name__ == "__main__":
-    finetune_command.__name__ = "finetune"  # as a command
+    finetune_command.__name__ = "finetune"
     data.run(__doc__, finetune_command, predict, squad)

@@ -65,7 +65,8 @@ PAPER = SearchSettings(
 SMALL = replace(PAPER, size="small", tasks=("CoLA", "MRPC", "RTE", "STS-B"), population=50, rounds=4, alpha=None,
                 warm=10_000, steps=2000, final_steps=40_000, pretrain=replace(PAPER.pretrain, batch=64, lr=5e-4))
 PRESETS = {"toy": SearchSettings(), "small": SMALL, "paper": PAPER, "evening": SearchSettings(
-    warm=0, population=18, parents=3, children=2, rounds=4, finalists=3, steps=1000, rows=0, final_seeds=3)}
+    warm=0, population=18, parents=3, children=2, rounds=4, finalists=3, steps=1000, rows=0, final_steps=2000,
+    final_seeds=3)}
 
 # ---- UCB (Eq. 3) ----
 class OperationPriority:
@@ -321,7 +322,7 @@ class Proxy:
         start, s, mlm, nsp, tasks = time.time(), self.s, None, None, ()
         last = plan(s)[number][0] == "last"
         fresh, steps, rows = (True, s.final_steps, 0) if last else (not s.warm, s.steps, s.rows)
-        # subtle: never a final training's, or the winner is a lucky one
+        # subtle: no final training has it
         seed = 100 * s.seed + (99 if last else 98 - number) if fresh else s.seed
         child = self.model(backbone, seed) if fresh else supernet.SuperNet(
             self.config, slots=load(self.folder / "state.pt")["slots"]).child(backbone)
@@ -378,11 +379,12 @@ class Run:
     def fitness(self, number, batch, log):
         """Judge a round from one snapshot of the super-net, then write back, best last."""
         state, judged = load(self.folder / "state.pt"), []
+        alike = not self.s.warm and plan(self.s)[number][0] != "last"
         paths = [self.folder / f"round-{number}-{c.number}.pt" for c in batch]
         jobs = [("judge", path, c.backbone, number, state["offset"]) for c, path in zip(batch, paths)]
         for c, path, _ in zip(batch, paths, self.map(once, jobs)):
-            found, n = load(path)[0], sum(x.number == c.number for x in log)
-            if n and found["tasks"] and not self.s.warm:  # CHOICE: from scratch all judgements count alike
+            found, n = load(path)[0], alike * sum(x.number == c.number for x in log)
+            if n and found["tasks"]:  # CHOICE: judgements from scratch count alike
                 found["score"] += (c.score - found["score"]) * n / (n + 1)
             judged.append(replace(c, **found))
             self.tell(judged[-1], [*log, *judged])

@@ -21,10 +21,12 @@ from glue import interval  # noqa: E402
 NAMES, STRATEGIES = ("best", "bert", "autobert-zero"), ("op-nas", "ea", "random")
 
 def curve(log):
-    """[(core minutes so far, x 100 the next judgement of the best so far)] after each round whose best has one."""
+    """[(core minutes so far, x 100 the next judgement of the best so far)] after each round whose best has one before
+    the last round, whose trainings are longer."""
     points = []
-    for number in range(log[-1].round):
-        before, after = [c for c in log if c.round <= number], [c for c in log if c.round > number and c.tasks]
+    for number in range(log[-1].round - 1):
+        before = [c for c in log if c.round <= number]
+        after = [c for c in log if number < c.round < log[-1].round and c.tasks]
         best = [c.number for c in opnas.best_of(opnas.last_of(before), 1)]
         points += [(sum(c.seconds for c in before) / 60, 100 * statistics.fmean(x for _, x in c.tasks))
                    for c in after if [c.number] == best][:1]
