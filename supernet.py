@@ -76,7 +76,7 @@ class SuperNet:
 
     def child(self, backbone):
         """A model of its own with copies of its slots (Alg. 1 l.8)."""
-        with torch.device("meta"):  # no memory
+        with torch.device("meta"):
             model = model_of(self.config, backbone)
         state = {name: window(self.slots[name], p.shape).clone() for name, p in model.state_dict().items()}
         model.load_state_dict(state, assign=True)
