@@ -64,9 +64,9 @@ PAPER = SearchSettings(
     pretrain=replace(autobert.PRETRAIN["base"], lr=2e-4, warmup=0.02))
 SMALL = replace(PAPER, size="small", tasks=("CoLA", "MRPC", "RTE", "STS-B"), population=50, rounds=4, alpha=None,
                 warm=10_000, steps=2000, final_steps=40_000, pretrain=replace(PAPER.pretrain, batch=64, lr=5e-4))
-PRESETS = {"toy": SearchSettings(), "small": SMALL, "paper": PAPER, "evening": SearchSettings(
-    warm=0, population=18, parents=3, children=2, rounds=4, finalists=3, steps=1000, rows=0, final_steps=2000,
-    final_seeds=3)}
+EVENING = SearchSettings(warm=0, population=18, parents=3, children=2, rounds=4, finalists=3, steps=1000, rows=0,
+                         final_steps=2000, final_seeds=3)
+PRESETS = {"toy": SearchSettings(), "evening": EVENING, "small": SMALL, "paper": PAPER}
 
 # ---- UCB (Eq. 3) ----
 class OperationPriority:
@@ -191,8 +191,8 @@ def mutate(parent, tables, rng, seen, counts):
 # ---- The evolution (Algorithm 1) ----
 @dataclass(frozen=True)
 class Candidate:
-    """One judgement of a backbone. number: None if the probe turned it away. score: None if rejected, for this reason.
-    mlm, nsp: held-out losses, nats. tasks: ((task, score), ..)."""
+    """One judgement of a backbone. number: None if the probe turned it away. score: None if rejected, for this reason;
+    from scratch the mean so far. mlm, nsp: held-out losses, nats. tasks: ((task, score), ..)."""
     number: int | None
     round: int
     parent: int | None
@@ -213,8 +213,8 @@ def best_of(candidates, k):
     return sorted((c for c in candidates if c.score is not None), key=lambda c: (-c.score, c.number))[:k]
 
 def plan(s):
-    """[(kind, new candidates, ones judged again)] of each round. CHOICE: the super-net matures, so parents are judged
-    again. CHOICE: shared weights hide whether a backbone learns without them, so the best end from scratch."""
+    """[(kind, new candidates, ones judged again)] of each round. CHOICE: scores are noisy and the super-net matures,
+    so parents are judged again. CHOICE: shared weights hide whether a backbone learns alone, so the best end so."""
     size = s.parents * s.children  # CHOICE: M_0 comes a round's size at a time (l.2), to warm the super-net, too
     chunks = [("random", min(size, s.population - i), 0) for i in range(0, s.population, size)]
     rounds = [("random", size, 0) if s.strategy == "random" else ("mutants", size, s.parents * s.again)] * s.rounds
@@ -318,12 +318,11 @@ class Proxy:
                         slots=net.slots))
 
     def judge(self, path, backbone, number, offset):
-        """Write a Candidate's fields, and weights to write back (l.8, l.9). The last start anew, on all rows."""
+        """Write a Candidate's fields, and weights to write back (l.8, l.9). The last take all rows."""
         start, s, mlm, nsp, tasks = time.time(), self.s, None, None, ()
         last = plan(s)[number][0] == "last"
         fresh, steps, rows = (True, s.final_steps, 0) if last else (not s.warm, s.steps, s.rows)
-        # subtle: no final training has it
-        seed = 100 * s.seed + (99 if last else 98 - number) if fresh else s.seed
+        seed = 100 * s.seed + (99 if last else 98 - number) if fresh else s.seed  # subtle: the round's, no final's
         child = self.model(backbone, seed) if fresh else supernet.SuperNet(
             self.config, slots=load(self.folder / "state.pt")["slots"]).child(backbone)
         try:
@@ -332,8 +331,7 @@ class Proxy:
             tasks = () if reason else self.scores(child, seed, rows)
         except autobert.Diverged:
             reason = "diverged"
-        found = dict(score=fmean(x for _, x in tasks) if tasks else None, reason=reason, mlm=mlm, nsp=nsp,
-                     tasks=tasks, seconds=time.time() - start)
+        found = dict(reason=reason, mlm=mlm, nsp=nsp, tasks=tasks, seconds=time.time() - start)
         save(path, (found, child.state_dict() if tasks and not fresh else {}))
 
     def final(self, path, backbone, seed):
@@ -379,14 +377,13 @@ class Run:
     def fitness(self, number, batch, log):
         """Judge a round from one snapshot of the super-net, then write back, best last."""
         state, judged = load(self.folder / "state.pt"), []
-        alike = not self.s.warm and plan(self.s)[number][0] != "last"
+        mean = not self.s.warm and plan(self.s)[number][0] != "last"
         paths = [self.folder / f"round-{number}-{c.number}.pt" for c in batch]
         jobs = [("judge", path, c.backbone, number, state["offset"]) for c, path in zip(batch, paths)]
         for c, path, _ in zip(batch, paths, self.map(once, jobs)):
-            found, n = load(path)[0], alike * sum(x.number == c.number for x in log)
-            if n and found["tasks"]:  # CHOICE: judgements from scratch count alike
-                found["score"] += (c.score - found["score"]) * n / (n + 1)
-            judged.append(replace(c, **found))
+            found, earlier = load(path)[0], [x.tasks for x in log if mean and x.number == c.number]
+            scores = [x for tasks in (*earlier, found["tasks"]) for _, x in tasks]  # CHOICE: mean of all from scratch
+            judged.append(replace(c, score=fmean(scores) if found["tasks"] else None, **found))
             self.tell(judged[-1], [*log, *judged])
         net = supernet.SuperNet(PROXY.config, slots=state["slots"])
         for i in supernet.write_order([c.score or 0 for c in judged]):

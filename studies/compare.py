@@ -29,7 +29,7 @@ from glue import interval  # noqa: E402
 
 # ---- The arms ----
 ARMS = {"op-nas": {}, "ea+ws": {"strategy": "ea"}, "random+ws": {"strategy": "random"},
-        "random": {"strategy": "random", "warm": 0},  # on landscapes also: as printed; controls
+        "random": {"strategy": "random", "warm": 0},  # on landscapes also as printed, and two controls
         "literal": {"tau": 1.0, "alpha": 0.01}, "ea-copy": {"strategy": "ea"}, "op-nas-copy": {}}
 
 def settings_of(seed, arm, s, trainings=0):

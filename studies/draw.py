@@ -40,7 +40,7 @@ def agreement(x, full, resamples=2000):
     return kendall_tau(x, full)[0], *np.quantile([kendall_tau(x[i], full[i])[0] for i in picked], (0.025, 0.975))
 
 def before_the_last(s, log):
-    """A search's log without the last round, whose scores are of training from scratch."""
+    """A search's log without the last round, whose trainings are longer."""
     return [c for c in log if opnas.plan(s)[c.round][0] != "last"]
 
 def begin(folder, s, corpus, glue):

@@ -1,4 +1,4 @@
-"""Do scores from shared weights foretell full training (Fig. 8)? Brief scores in several ways, against the instrument.
+"""Do brief scores from shared weights foretell full training (Fig. 8)?
 
 The paper scores a candidate after 40,000 steps from shared weights (App. D.1) and calls the ranking's correlation high
 (Fig. 8). Here every backbone of a finished studies/instrument.py is scored in several brief ways, and Kendall's tau-b
@@ -85,8 +85,8 @@ def summary(found, full):
     return "\n".join(lines)
 
 def sharing(run: str = "runs/instrument", ways: tuple[str, ...] = WAYS, workers: int = 2):
-    """Do scores from shared weights foretell full training (Fig. 8)? Scores the instrument's backbones in several ways, and prints their
-    rank correlations with full training.
+    """Do brief scores from shared weights foretell full training (Fig. 8)? Scores the instrument's backbones in several
+    ways, and prints their rank correlations with full training.
 
     run: the folder of studies/instrument.py
     ways: NET:STEPS:ROWS:LR, as the file's first lines say"""

@@ -280,10 +280,10 @@ def test_from_scratch_all_judgements_count_alike_and_the_next_one_tells_what_was
     search(tmp_path)
     log = [opnas.Candidate(*c) for c in opnas.load(tmp_path / "state.pt")["log"]]
     assert [c.score for c in log if c.number == 0] == pytest.approx([0.5, 0.45, 0.9])
-    assert [score for _, score in found.curve(log)] == pytest.approx([40, 40])
+    assert [score for _, score in found.curve(log)] == pytest.approx([40])
     found.found((str(tmp_path),), str(tmp_path / "found.tsv"))
-    (_, *row, _), = rows_of(tmp_path / "found.tsv")
-    assert row == ["op-nas", "3", "6", row[3], "70.0", "70.0", "70.0"]
+    (_, *row, points), = rows_of(tmp_path / "found.tsv")
+    assert row == ["op-nas", "3", "6", row[3], "70.00", "70.00", "70.00", "1"] and points.endswith(":40.0")
 
 def test_the_share_that_varies_is_the_probes_and_thresholds_are_counted_by_hand(tmp_path, capsys):
     collapse.collapse(3, 8, 2, 1, str(tmp_path), str(HERE.parent / "toy/held-out.txt"), 1)
