@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data  # noqa: E402
 import opnas  # noqa: E402
-from draw import tsv  # noqa: E402
+from draw import chart, tsv  # noqa: E402
 from glue import interval  # noqa: E402
 
 NAMES, STRATEGIES = ("best", "bert", "autobert-zero"), ("op-nas", "ea", "random")
@@ -37,10 +37,10 @@ def curve(log):
 
 def found(runs: tuple[str, ...] = ("runs/search",), out: str = "found.tsv"):
     """Do whole searches find what beats bert? A row for each: the mean score of its final trainings, x 100. Then the
-    differences over searches, 95 %.
+    differences over searches, 95 %, and what op-nas had found round by round, also as a picture beside OUT.
 
     runs: folders of finished searches"""
-    rows, scores = [("run", "strategy", "seed", "candidates", "minutes", *NAMES, "trainings", "curve")], {}
+    rows, scores, curves = [("run", "strategy", "seed", "candidates", "minutes", *NAMES, "trainings", "curve")], {}, []
     for folder in map(Path, runs):
         about = json.loads((folder / "settings.json").read_text())
         log = [opnas.Candidate(*c) for c in opnas.load(folder / "state.pt")["log"]]
@@ -49,6 +49,7 @@ def found(runs: tuple[str, ...] = ("runs/search",), out: str = "found.tsv"):
         ends = [[100 * statistics.fmean(x for _, x in tasks) for tasks in end] for end in ends]
         means, key = [*map(statistics.fmean, ends)], (about["strategy"], about["seed"])
         scores |= {(*key, name): mean for name, mean in zip(NAMES, means)}
+        curves += [curve(log)] * (key[0] == "op-nas")
         points = " ".join(f"{minutes:.1f}:{score:.1f}" for minutes, score in curve(log))
         about = *key, len(opnas.last_of(log)), minutes
         rows.append((folder, *about, *(f"{x:.2f}" for x in means), len(ends[0]), points))
@@ -59,6 +60,12 @@ def found(runs: tuple[str, ...] = ("runs/search",), out: str = "found.tsv"):
                 if (strategy, mine) == (ours, "best") and (other, seed, name) in scores]
         if gaps and (ours < other if name == "best" else ours == other):
             print("%s: best minus %s of %s: %+.1f ± %.1f" % (ours, name, other, *interval(gaps)), f"({len(gaps)})")
+    means = [(statistics.fmean(x), *interval(y)) for x, y in itertools.starmap(zip, zip(*curves))]  # by round
+    for row in means:
+        print("after %.0f minutes of judgements the best so far is worth %.1f ± %.1f" % row)
+    series = {"op-nas": tuple(zip(*((x, y, y - half, y + half) for x, y, half in means)))} if means else {}
+    data.write_beside(Path(out).with_suffix(".svg"), chart("What searches find", "minutes of judgements",
+                                                           "best so far, as judged next, x 100", series))
 
 if __name__ == "__main__":
     data.run(__doc__, usual=found)

@@ -272,7 +272,8 @@ def test_a_proxy_that_ranks_as_full_training_has_a_tau_of_1(search, tmp_path, ca
     sharing.sharing(str(tmp_path), ("0:1:9", "r1xo1:1:9", "k1+b1:1:9", "c1+r1@1:1:9"), 1)
     assert len(rows_of(tmp_path / "proxy.tsv")) == 12 and capsys.readouterr().out.count("1.00 [") >= 4
 
-def test_from_scratch_all_judgements_count_alike_and_the_next_one_tells_what_was_found(search, tmp_path, monkeypatch):
+def test_from_scratch_all_judgements_count_alike_and_the_next_one_tells_what_was_found(
+        search, tmp_path, monkeypatch, capsys):
     """Rounds have the seeds 98, 97, 96, the last 99, finals 0, 1, ..: candidate 0 is judged .5, .4 and .9."""
     monkeypatch.setitem(TINY, "warm", 0)
     scores = {398: 0.5, 397: 0.2, 396: 0.4, 399: 0.9, 300: 0.7}
@@ -284,6 +285,7 @@ def test_from_scratch_all_judgements_count_alike_and_the_next_one_tells_what_was
     found.found((str(tmp_path),), str(tmp_path / "found.tsv"))
     (_, *row, points), = rows_of(tmp_path / "found.tsv")
     assert row == ["op-nas", "3", "6", row[3], "70.00", "70.00", "70.00", "1"] and points.endswith(":40.0")
+    assert "so far is worth 40.0 ± inf" in capsys.readouterr().out and "op-nas" in (tmp_path / "found.svg").read_text()
 
 def test_the_share_that_varies_is_the_probes_and_thresholds_are_counted_by_hand(tmp_path, capsys):
     collapse.collapse(3, 8, 2, 1, str(tmp_path), str(HERE.parent / "toy/held-out.txt"), 1)
