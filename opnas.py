@@ -449,7 +449,7 @@ def judge_winner(run):
         columns = np.insert(found, -2, averages[name], 1).T
         cells = ["%.4g ± %.2g" % glue.interval(x) if len(x) > 1 else f"{x[0]:.4g}" for x in columns]
         rows.append((name, *cells, f"{autobert.count_parameters(PROXY.config, genes)['total']:,}"))
-    lines = ["".join(f"{cell:>15}" for cell in row) for row in rows]
+    lines = ["".join(f" {cell:>14}" for cell in row) for row in rows]
     lines += [f"L{i} {gene}" for i, gene in enumerate(jobs["best"][0][2], 1)]
     lines.append(glue.verdict(averages["best"] - averages["bert"]))
     data.write_beside(run.folder / "table.txt", "\n".join(lines) + "\n")

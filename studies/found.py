@@ -2,7 +2,7 @@
 
 For searches without shared weights. These judge a parent again with random numbers that did not choose it, so the
 judgement of a round's best in the next one says, without more training, what the search had found by then. Random
-search gets the repeats as new candidates:
+search gets the repeats as new candidates. A search takes 40 minutes on two cores, this study seconds:
 
     for seed in 0 1 2 3 4; do
         python opnas.py --preset evening --seed $seed --out runs/evening-$seed
