@@ -39,7 +39,7 @@ class ModelConfig:
     init_std: float = 0.02
 
 SIZES = {
-    "toy": ModelConfig(4, 64, 2, 64, vocab=650, positions=128, dropout=0.0, init_std=0.05),  # toy and mini are ours
+    "toy": ModelConfig(4, 64, 2, 64, vocab=650, positions=128, dropout=0.0, init_std=0.05),  # toy, mini: ours
     "mini": ModelConfig(4, 128, 2, 128, vocab=8000, dropout=0.0),
     # DEVIATION: Table 6 prints 256-dimensional embeddings, but the 13M parameters of Table 4 fit only 128
     "small": ModelConfig(12, 256, 4, 128),
@@ -144,7 +144,7 @@ class DagAttention(nn.Module):
         x = F.linear(x, torch.cat([f.weight for f in maps]), torch.cat([f.bias for f in maps]))  # one product for all
         heads = x.view(B, n, len(maps), self.heads, -1).permute(2, 0, 3, 1, 4)  # Q = X W_Q, K, V, P (Eq. 1)
         heads = dict(zip(self.inputs, heads))  # each (B, H, n, d_h)
-        fused = x.is_cuda or x.dtype == torch.float32 and not drop
+        fused = x.is_cuda or x.dtype == torch.float32 and not drop  # else it is slower
         y = ops.evaluate(self.dag, [heads.get(name) for name in ops.INPUTS], mask, drop, fused)
         return self.out(y.transpose(1, 2).reshape(B, n, d))  # .. W_O (Eq. 2)
 

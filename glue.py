@@ -262,7 +262,7 @@ def finetune_command(s: Grid, checkpoint: str = "model.pt", glue: str = "toy/glu
 
     checkpoint: a file of autobert.py train, or of --save
     glue: the folder with CoLA, SST-2, ..
-    seeds: how many, 0, 1, ..
+    seeds: runs with each
     mnli: MNLI comes first; RTE, STS-B and MRPC start from its best model (App. D.2)
     small: score MRPC and QQP by accuracy (Table 4)
     save: a folder for the best model of each task, TASK.pt"""

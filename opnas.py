@@ -65,7 +65,7 @@ PAPER = SearchSettings(
 SMALL = replace(PAPER, size="small", tasks=("CoLA", "MRPC", "RTE", "STS-B"), population=50, rounds=4, alpha=None,
                 warm=10_000, steps=2000, final_steps=40_000, pretrain=replace(PAPER.pretrain, batch=64, lr=5e-4))
 EVENING = SearchSettings(warm=0, population=18, parents=3, children=2, rounds=4, finalists=3, steps=1000, rows=0,
-                         final_steps=2000, final_seeds=3)
+                         final_steps=2000, final_seeds=3)  # DEVIATION: no BIWS
 PRESETS = {"toy": SearchSettings(), "evening": EVENING, "small": SMALL, "paper": PAPER}
 
 # ---- UCB (Eq. 3) ----
@@ -214,7 +214,7 @@ def best_of(candidates, k):
 
 def plan(s):
     """[(kind, new candidates, ones judged again)] of each round. CHOICE: scores are noisy and the super-net matures,
-    so parents are judged again. CHOICE: shared weights hide whether a backbone learns alone, so the best end so."""
+    so parents are judged again. CHOICE: shared weights hide what learns without, so the best end from scratch."""
     size = s.parents * s.children  # CHOICE: M_0 comes a round's size at a time (l.2), to warm the super-net, too
     chunks = [("random", min(size, s.population - i), 0) for i in range(0, s.population, size)]
     rounds = [("random", size, 0) if s.strategy == "random" else ("mutants", size, s.parents * s.again)] * s.rounds
@@ -313,12 +313,12 @@ class Proxy:
             print(f"-- warming the super-net: {s.warm} steps of {gene} in all layers", flush=True)
             child = net.child([gene] * self.config.layers)
             self.pretrain(child, s.warm, s.seed, i * s.warm)
-            net.absorb(child)
+            net.absorb(child.state_dict())
         save(path, dict(config=asdict(self.config), corpus=str(self.corpus.folder), log=(), offset=len(genes) * s.warm,
                         slots=net.slots))
 
     def judge(self, path, backbone, number, offset):
-        """Write a Candidate's fields, and weights to write back (l.8, l.9). The last take all rows."""
+        """Write a Candidate's fields, and weights to write back (l.8, l.9). The last round takes all rows."""
         start, s, mlm, nsp, tasks = time.time(), self.s, None, None, ()
         last = plan(s)[number][0] == "last"
         fresh, steps, rows = (True, s.final_steps, 0) if last else (not s.warm, s.steps, s.rows)
@@ -350,7 +350,7 @@ def start_worker(folder, device):
     if parent := mp.parent_process():
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
-    rank = int(mp.current_process().name.split("-")[-1]) if parent else 0
+    rank = int(mp.current_process().name.split("-")[-1]) if parent else 0  # SpawnProcess-1, ..
     PROXY = Proxy(folder, autobert.find_device(device, rank))
 
 def once(job):
@@ -377,12 +377,12 @@ class Run:
     def fitness(self, number, batch, log):
         """Judge a round from one snapshot of the super-net, then write back, best last."""
         state, judged = load(self.folder / "state.pt"), []
-        mean = not self.s.warm and plan(self.s)[number][0] != "last"
+        mean = not self.s.warm and plan(self.s)[number][0] != "last"  # CHOICE: from scratch all judgements count alike
         paths = [self.folder / f"round-{number}-{c.number}.pt" for c in batch]
         jobs = [("judge", path, c.backbone, number, state["offset"]) for c, path in zip(batch, paths)]
         for c, path, _ in zip(batch, paths, self.map(once, jobs)):
             found, earlier = load(path)[0], [x.tasks for x in log if mean and x.number == c.number]
-            scores = [x for tasks in (*earlier, found["tasks"]) for _, x in tasks]  # CHOICE: mean of all from scratch
+            scores = [x for tasks in (*earlier, found["tasks"]) for _, x in tasks]
             judged.append(replace(c, score=fmean(scores) if found["tasks"] else None, **found))
             self.tell(judged[-1], [*log, *judged])
         net = supernet.SuperNet(PROXY.config, slots=state["slots"])

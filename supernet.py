@@ -82,9 +82,9 @@ class SuperNet:
         model.load_state_dict(state, assign=True)
         return model
 
-    def absorb(self, child):
-        """Copy a child's weights (the model, or its state_dict) back; of the 65 taps only those it holds."""
-        for name, value in (child if isinstance(child, dict) else child.state_dict()).items():
+    def absorb(self, state):
+        """Copy a child's state_dict back; of the 65 taps only those it holds."""
+        for name, value in state.items():
             window(self.slots[name], value.shape).copy_(value)
 
 def write_order(scores):

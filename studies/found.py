@@ -22,7 +22,9 @@ import opnas  # noqa: E402
 from draw import chart, tsv  # noqa: E402
 from glue import interval  # noqa: E402
 
-NAMES, STRATEGIES = ("best", "bert", "autobert-zero"), ("op-nas", "ea", "random")
+NAMES = ("best", "bert", "autobert-zero")
+PAIRS = (("op-nas", "op-nas", "bert"), ("op-nas", "op-nas", "autobert-zero"), ("op-nas", "random", "best"),
+         ("random", "random", "bert"))  # a winner's strategy; the strategy and name beside which it is set
 
 def curve(log):
     """[(minutes of judgements so far, x 100 how the best so far is judged next)] after each round whose best is judged
@@ -55,10 +57,10 @@ def found(runs: tuple[str, ...] = ("runs/search",), out: str = "found.tsv"):
         rows.append((folder, *about, *(f"{x:.2f}" for x in means), len(ends[0]), points))
     data.write_beside(Path(out), tsv(*rows))
     print(tsv(*rows), end="")
-    for ours, other, name in itertools.product(STRATEGIES, STRATEGIES, NAMES):
+    for ours, other, name in PAIRS:
         gaps = [x - scores[other, seed, name] for (strategy, seed, mine), x in scores.items()
                 if (strategy, mine) == (ours, "best") and (other, seed, name) in scores]
-        if gaps and (ours < other if name == "best" else ours == other):
+        if gaps:
             print("%s: best minus %s of %s: %+.1f ± %.1f" % (ours, name, other, *interval(gaps)), f"({len(gaps)})")
     means = [(statistics.fmean(x), *interval(y)) for x, y in itertools.starmap(zip, zip(*curves))]  # by round
     for row in means:

@@ -53,11 +53,11 @@ def warmed(key):
         child = shared.child(backbone := warming(kind, proxy.config.layers, rng, backbone))
         losses = proxy.pretrain(child, int(steps), seed, offset)
         if not together:
-            shared.absorb(child)
+            shared.absorb(child.state_dict())
             offset += int(steps)
         done.append((-sum(losses), child))
     for i in write_order([score for score, _ in done]) if together else ():
-        shared.absorb(done[i][1])
+        shared.absorb(done[i][1].state_dict())
     opnas.save(proxy.folder / f"net-{net}.pt", shared.slots)
     return (time.process_time() - begun,)
 

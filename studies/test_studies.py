@@ -287,6 +287,13 @@ def test_from_scratch_all_judgements_count_alike_and_the_next_one_tells_what_was
     assert row == ["op-nas", "3", "6", row[3], "70.00", "70.00", "70.00", "1"] and points.endswith(":40.0")
     assert "so far is worth 40.0 ± inf" in capsys.readouterr().out and "op-nas" in (tmp_path / "found.svg").read_text()
 
+def test_with_shared_weights_the_last_judgement_counts(search, tmp_path, monkeypatch):
+    calls = itertools.count(1)  # the super-net matures
+    monkeypatch.setattr(opnas.Proxy, "scores", lambda *_, **__: (("RTE", 1 / next(calls)),))
+    search(tmp_path)
+    log = [opnas.Candidate(*c) for c in opnas.load(tmp_path / "state.pt")["log"]]
+    assert [c.score for c in log] == [score for c in log for _, score in c.tasks] and len(log) == 10
+
 def test_the_share_that_varies_is_the_probes_and_thresholds_are_counted_by_hand(tmp_path, capsys):
     collapse.collapse(3, 8, 2, 1, str(tmp_path), str(HERE.parent / "toy/held-out.txt"), 1)
     for seed in range(12):
