@@ -144,7 +144,7 @@ def read_documents(paths):
 # ---- Tokenizer ----
 PAD, UNK, CLS, SEP, MASK = range(5)  # the first pieces: <pad>, <unk>, [CLS], [SEP], [MASK]
 FIRST_WORD = 5  # every id from here on is an ordinary piece
-IGNORED = -100  # a target that counts in no loss, as in torch's cross_entropy
+IGNORED = -100  # a target without loss, as in torch
 
 class Tokenizer:
     """Text <-> ids by a sentencepiece model, whose bytes are proto.
@@ -210,7 +210,7 @@ def prepare(text: tuple[str, ...] = ("toy/corpus.txt",), out: str = "corpus", vo
         return check_same(json.loads((folder / "settings.json").read_text()), about, out)
     words = Tokenizer.train(text, vocab, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    sentences, documents = array.array("q", [0]), array.array("q", [0])  # where each begins, and the end of the last
+    sentences, documents = array.array("q", [0]), array.array("q", [0])  # where each begins, and the last's end
     with open(folder / "tokens", "wb") as file:
         for document in read_documents(text):
             for row in filter(None, words.model.encode(document, num_threads=-1)):
@@ -322,7 +322,7 @@ def mask_tokens(ids, vocab, rng, max_pred):
     [MASK], 10 % a random ordinary token, 10 % stay. rng: np.random.Generator."""
     masked, real, free = ids.copy(), ids != PAD, (ids != PAD) & (ids != CLS) & (ids != SEP)
     count = np.clip(np.rint(0.15 * real.sum(1)), 1, max_pred)[:, None]  # (B, 1)
-    order = np.where(free, rng.random(ids.shape, np.float32), 2.0)  # a random order with the free ones first
+    order = np.where(free, rng.random(ids.shape, np.float32), 2.0)  # a random order, the free ones first
     positions = np.argsort(order, 1)[:, :max_pred]  # (B, P)
     old = np.take_along_axis(ids, positions, 1)
     chosen = (np.arange(positions.shape[1]) < count) & np.take_along_axis(free, positions, 1)

@@ -200,7 +200,7 @@ def fit(encoder, task, train, s, seed, device, report=lambda line: None):
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        # 3. report; only here does the host wait for the device
+        # 3. report; only here the host waits
         if (len(batches) - step - 1) % max(1, len(batches) // 10) == 0:
             left = data.span((time.time() - begun) / (step + 1) * (len(batches) - step - 1))
             report(f"step={step + 1}/{len(batches)} loss={loss.item():.3f} left={left}")

@@ -398,7 +398,7 @@ class Run:
         return judged
 
     def tell(self, c, log):
-        """Print score, best so far, time left, and what the parent has not."""
+        """Print score, best, time left, and what the parent has not."""
         M, (_, new, again) = last_of(log), zip(*plan(self.s))
         self.done += 1
         rest = max(0, sum(new + again) - self.s.finalists - sum(x.number is not None for x in log))

@@ -317,6 +317,8 @@ def describe(text):
 
 def main(*formulas):
     """Describe formulas; without one the published attentions."""
+    if "--help" in formulas:
+        return print(__doc__)
     try:
         print("\n\n".join(map(describe, formulas or ATTENTIONS.values())))
     except ValueError as error:

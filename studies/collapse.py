@@ -2,8 +2,8 @@
 
 With post-LN a layer whose output is large and alike for all tokens erases what sets them apart.
 The paper says nothing of it (Algorithm 1 draws at random); opnas.Proxy.probe turns such backbones away before training.
-Random backbones of a preset's depth are probed, and some over the whole range are trained at the toy's width. About ten
-minutes on two cores; the same command again goes on, and writes OUT/collapse.txt:
+Random backbones of a preset's depth are probed, and some over the whole range are trained at the toy's width. About
+twenty minutes on two cores; the same command again goes on, and writes OUT/collapse.txt:
 
     python studies/collapse.py --layers 12 --draws 200 --train 24
 """
@@ -73,7 +73,7 @@ def summary(shares, rows, unigram):
     return [*lines, "Kendall's tau-b of the share with -MLM %.2f, with -NSP %.2f, n = %d" % (
         kendall_tau(share, -mlm)[0], kendall_tau(share, -nsp)[0], len(rows))]
 
-def collapse(layers: int = 12, draws: int = 200, train: int = 24, steps: int = 300, out: str = "runs/collapse",
+def collapse(layers: int = 12, draws: int = 200, train: int = 24, steps: int = 1000, out: str = "runs/collapse",
              corpus: str = "toy/corpus.txt", workers: int = 2):
     """How many random backbones give every token nearly the same hidden state, and do these ever learn? Probes random
     ones, and trains some.
@@ -82,13 +82,17 @@ def collapse(layers: int = 12, draws: int = 200, train: int = 24, steps: int = 3
     draws: random backbones to probe
     train: how many of them to train, evenly over the range
     steps: of these trainings"""
-    folder, s = Path(out), replace(opnas.PRESETS["toy"], steps=steps, tasks=())
+    toy = opnas.PRESETS["toy"]
+    folder, s = Path(out), replace(toy, steps=steps, tasks=(), pretrain=replace(toy.pretrain, lr=1e-3))
     begin(folder, s, corpus, "")
     rng = random.Random(f"collapse {layers}")
     found = sorted((varying(backbone), backbone) for backbone in (
         opnas.random_backbone(layers, rng) for _ in range(draws)))
-    picked = [found[i * (draws - 1) // (train - 1)][1] for i in range(train)]
-    todo = [(str(i), " | ".join(backbone)) for i, backbone in enumerate(picked)]
+    rest, todo = list(found), []
+    for i in range(train):  # evenly by share, for most have next to none
+        nearest = min(rest, key=lambda x: abs(x[0] - found[-1][0] * i / (train - 1)))
+        rest.remove(nearest)
+        todo.append((str(i), " | ".join(nearest[1])))
     head = ("number", "backbone", "varying", "mlm", "nsp")
     rows = measured(folder / "rows.tsv", head, todo, trained, workers, (folder, "cpu"))
     lines = summary([x for x, _ in found], rows, opnas.PROXY.unigram) + sharpness(layers, max(4, draws // 10))

@@ -2,11 +2,11 @@
 
 For searches without shared weights. These judge a parent again with random numbers that did not choose it, so the
 judgement of a round's best in the next one says, without more training, what the search had found by then. Random
-search gets the repeats as new candidates. A search takes 40 minutes on two cores, this study seconds:
+search has as many candidates, each judged once. A search takes 35 minutes on two cores, this study seconds:
 
     for seed in 0 1 2 3 4; do
         python opnas.py --preset evening --seed $seed --out runs/evening-$seed
-        python opnas.py --preset evening --seed $seed --out runs/random-$seed --strategy random --rounds 6
+        python opnas.py --preset evening --seed $seed --out runs/random-$seed --strategy random
     done
     python studies/found.py --runs runs/evening-? runs/random-?
 """
@@ -37,7 +37,7 @@ def curve(log):
                    for c in log if (c.round, c.number) in best and c.tasks]
     return points
 
-def found(runs: tuple[str, ...] = ("runs/search",), out: str = "found.tsv"):
+def found(runs: tuple[str, ...] = ("runs/evening",), out: str = "found.tsv"):
     """Do whole searches find what beats bert? A row for each: the mean score of its final trainings, x 100. Then the
     differences over searches, 95 %, and what op-nas had found round by round, also as a picture beside OUT.
 
