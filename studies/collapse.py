@@ -5,7 +5,7 @@ The paper says nothing of it (Algorithm 1 draws at random); opnas.Proxy.probe tu
 Random backbones of a preset's depth are probed, and some over the whole range are trained at the toy's width. About
 twenty minutes on two cores; the same command again goes on, and writes OUT/collapse.txt:
 
-    python studies/collapse.py --layers 12 --draws 200 --train 24
+    python studies/collapse.py --layers 12 --draws 200 --train 20
 """
 import random
 import sys
@@ -73,7 +73,7 @@ def summary(shares, rows, unigram):
     return [*lines, "Kendall's tau-b of the share with -MLM %.2f, with -NSP %.2f, n = %d" % (
         kendall_tau(share, -mlm)[0], kendall_tau(share, -nsp)[0], len(rows))]
 
-def collapse(layers: int = 12, draws: int = 200, train: int = 24, steps: int = 1000, out: str = "runs/collapse",
+def collapse(layers: int = 12, draws: int = 200, train: int = 20, steps: int = 1000, out: str = "runs/collapse",
              corpus: str = "toy/corpus.txt", workers: int = 2):
     """How many random backbones give every token nearly the same hidden state, and do these ever learn? Probes random
     ones, and trains some.
