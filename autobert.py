@@ -127,7 +127,7 @@ def save_backbone(path, backbone):
     data.write_beside(path, json.dumps({"backbone": list(backbone)}, indent=1) + "\n")
 
 # ---- The two kinds of layer (Sec. 3.1, Fig. 1) ----
-LayerNorm = functools.partial(nn.LayerNorm, eps=1e-12)  # BERT's epsilon
+LayerNorm = functools.partial(nn.LayerNorm, eps=1e-12)
 
 class DagAttention(nn.Module):
     """Multi-head attention (Eq. 1, 2) by any graph, the same in every head; only inputs that it reads have weights."""

@@ -3,7 +3,7 @@
 With post-LN a layer whose output is large and alike for all tokens erases what sets them apart.
 The paper says nothing of it (Algorithm 1 draws at random); opnas.Proxy.probe turns such backbones away before training.
 Random backbones of a preset's depth are probed, and some over the whole range are trained at the toy's width. About
-twenty minutes on two cores; the same command again goes on, and writes OUT/collapse.txt:
+25 minutes on two cores; the same command again goes on, and writes OUT/collapse.txt:
 
     python studies/collapse.py --layers 12 --draws 200 --train 20
 """
