@@ -144,7 +144,7 @@ class DagAttention(nn.Module):
         x = F.linear(x, torch.cat([f.weight for f in maps]), torch.cat([f.bias for f in maps]))  # one product for all
         heads = x.view(B, n, len(maps), self.heads, -1).permute(2, 0, 3, 1, 4)  # Q = X W_Q, K, V, P (Eq. 1)
         heads = dict(zip(self.inputs, heads))  # each (B, H, n, d_h)
-        fused = x.is_cuda or x.dtype == torch.float32 and not drop  # else it is slower
+        fused = x.is_cuda or x.dtype == torch.float32 and not drop  # else slower
         y = ops.evaluate(self.dag, [heads.get(name) for name in ops.INPUTS], mask, drop, fused)
         return self.out(y.transpose(1, 2).reshape(B, n, d))  # .. W_O (Eq. 2)
 

@@ -322,7 +322,7 @@ def mask_tokens(ids, vocab, rng, max_pred):
     [MASK], 10 % a random ordinary token, 10 % stay. rng: np.random.Generator."""
     masked, real, free = ids.copy(), ids != PAD, (ids != PAD) & (ids != CLS) & (ids != SEP)
     count = np.clip(np.rint(0.15 * real.sum(1)), 1, max_pred)[:, None]  # (B, 1)
-    order = np.where(free, rng.random(ids.shape, np.float32), 2.0)  # a random order, the free ones first
+    order = np.where(free, rng.random(ids.shape, np.float32), 2.0)  # random, the free ones first
     positions = np.argsort(order, 1)[:, :max_pred]  # (B, P)
     old = np.take_along_axis(ids, positions, 1)
     chosen = (np.arange(positions.shape[1]) < count) & np.take_along_axis(free, positions, 1)

@@ -1169,9 +1169,8 @@ def test_everyday_mistakes_end_in_one_line_and_exit_code_2(line, says, shelf, ca
 README = (HERE / "README.md").read_text(encoding="utf-8")
 COMMAND = re.compile(r"^ *(?:python|torchrun .*--) ((?:studies/)?\w+\.py.*?)(?:  +#.*)?$", re.M)
 
-def test_every_command_in_readme_and_docstrings_parses(monkeypatch):
+def test_every_command_in_readme_and_docstrings_parses(monkeypatch, capsys):
     Parsed = type("Parsed", (BaseException,), {})
-
     def parse(self, argv=None, namespace=None):
         original(self, argv, namespace)
         raise Parsed
@@ -1183,6 +1182,7 @@ def test_every_command_in_readme_and_docstrings_parses(monkeypatch):
         if not line.startswith("ops.py"):  # its words are formulas
             with pytest.raises(Parsed):
                 script(monkeypatch, line)
+    assert not ops.main("--help") and "step by step" in capsys.readouterr().out
 
 def test_every_name_in_readme_exists_and_its_two_commands_are_what_ci_runs():
     names = {*re.findall(rf"`({'|'.join(CORE)})\.(?!py\b|pt\b)(\w+)", README)}

@@ -33,8 +33,8 @@ def choices(name):
         else:
             words = found[2]
         words = " ".join(re.sub(r"\n +# ", " ", words).split())
-        sentence = re.split(r'(?<=[\w")0-9])\. (?=[A-Z_])', words.replace("App. ", "App.~"))[0].replace("App.~", "App. ")
-        yield f"`{place(tree, number)}` {found[1]}: {sentence.rstrip('.')}"
+        sentence = re.split(r'(?<=[\w")0-9])\. (?=[A-Z_])', words.replace("App. ", "App.~"))[0]
+        yield f"`{place(tree, number)}` {found[1]}: {sentence.replace('App.~', 'App. ').rstrip('.')}"
 
 def write():
     """Rewrite README's list of choices and deviations from the code: every one of them, with its place. A second."""

@@ -82,8 +82,8 @@ def collapse(layers: int = 12, draws: int = 200, train: int = 20, steps: int = 1
     draws: random backbones to probe
     train: how many of them to train, evenly over the range
     steps: of these trainings"""
-    toy = opnas.PRESETS["toy"]
-    folder, s = Path(out), replace(toy, steps=steps, tasks=(), pretrain=replace(toy.pretrain, lr=1e-3))
+    toy, folder = opnas.PRESETS["toy"], Path(out)
+    s = replace(toy, steps=steps, tasks=(), collapse=opnas.PAPER.collapse, pretrain=replace(toy.pretrain, lr=1e-3))
     begin(folder, s, corpus, "")
     rng = random.Random(f"collapse {layers}")
     found = sorted((varying(backbone), backbone) for backbone in (

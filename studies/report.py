@@ -98,7 +98,8 @@ def sections(folder, about, s, log):
     final = (folder / "table.txt").read_text() if (folder / "table.txt").exists() else "not yet"
     yield "In short", "", rows(facts(s, log, M, best))
     yield ("Search curve", "A dot is the score after a judgement: green of a random backbone, orange of a mutant, grey "
-           "of one judged again, without the finalists; a ring at the bottom has no score. Point at it to read it.", curve(log, M))
+           "of one judged again, without the finalists; a ring at the bottom has no score. Point at it to read it.",
+           curve(log, M))
     yield ("Best", "Convolutions; of attentions inputs and ops in the order of the path, with an arc to each reader.",
            picture(best.backbone) + rows((f"L{i}", gene) for i, gene in enumerate(best.backbone, 1)) if best else "")
     yield ("Ops", "By position in the path: mean score of the candidates that have the op there (a rejected one counts "
