@@ -12,6 +12,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
@@ -20,7 +21,7 @@ import autobert  # noqa: E402
 import data  # noqa: E402
 import opnas  # noqa: E402
 import ops  # noqa: E402
-from glue import kendall_tau  # noqa: E402
+from glue import interval, kendall_tau  # noqa: E402
 
 # ---- Tables and charts, for other studies too ----
 LINES = (("#0072b2", "none"), ("#d55e00", "8 4"), ("#007a5a", "1 5"),  # colours that colour-blind readers see; dashes
@@ -38,6 +39,21 @@ def agreement(x, full, resamples=2000):
     """(tau-b, least, most): Kendall's, with a 95 % interval by resampling what is ranked."""
     picked = np.random.default_rng(0).integers(len(x), size=(resamples, len(x)))
     return kendall_tau(x, full)[0], *np.quantile([kendall_tau(x[i], full[i])[0] for i in picked], (0.025, 0.975))
+
+def pairs(rows, measures, families=("",)):
+    """Rows of a table, two arms of a measure each: means, paired difference with its 95 % interval, the least one that so
+    many pairs would show with a power of 80 %, share of pairs in which it is above (a tie: half). rows: dicts with "arm",
+    "pair" and measures. measures: {measure: [(arm, other), ..]}. A family's pairs end with its name."""
+    table = [("measure", "arm", "mean", "other", "its mean", "difference", "+-", "detectable", "above", "pairs")]
+    todo = [(family, measure, *two) for family in families for measure, twos in measures.items() for two in twos]
+    for family, measure, a, b in todo:
+        found = {(row["arm"], row["pair"]): float(row[measure]) for row in rows if row["pair"].endswith(family)}
+        both = [(x, found[b, pair]) for (arm, pair), x in found.items() if arm == a]
+        mean, half = interval([x - y for x, y in both])
+        above = fmean((x > y) + (x == y) / 2 for x, y in both)
+        x, y, *more = (f"{z:.4f}" for z in (*map(fmean, zip(*both)), mean, half, 1.43 * half, above))
+        table.append((f"{measure} {family}".strip(), a, x, b, y, *more, len(both)))
+    return table
 
 def before_the_last(s, log):
     """A search's log without the last round, whose trainings are longer."""
