@@ -37,12 +37,11 @@ def settings_of(seed, arm, s, trainings):
         changed = replace(changed, population=trainings, rounds=0, finalists=0, steps=s.final_steps, rows=0)
     return changed
 
-def curve_of(s, log, value):
-    """[[pre-training steps so far, value of the best Candidate by its last score], ..] after each judgement but those
-    of the last round."""
+def curve_of(s, log):
+    """[[pre-training steps so far, best last score], ..] after each judgement but those of the last round."""
     judged = [c for c in before_the_last(s, log) if c.number is not None]
     bests = (opnas.best_of(opnas.last_of(judged[:i + 1]), 1) for i in range(len(judged)))
-    return [[2 * s.warm + s.steps * (i + 1), round(sum(map(value, best)), 5)] for i, best in enumerate(bests)]
+    return [[2 * s.warm + s.steps * (i + 1), round(sum(c.score for c in best), 5)] for i, best in enumerate(bests)]
 
 # ---- On the task ----
 def trained(s, out, device, key):
@@ -73,7 +72,7 @@ def on_the_task(s, trainings, corpus, glue, out, workers, device, key):
             opnas.search(vars(mine) | {"final_seeds": 0}, corpus=corpus, glue=glue, out=str(folder), workers=workers,
                          device=device)
         log = [opnas.Candidate(*c) for c in opnas.load(folder / "state.pt")["log"]]
-        curve, seconds = curve_of(mine, log, lambda c: c.score), round(sum(c.seconds for c in log))
+        curve, seconds = curve_of(mine, log), round(sum(c.seconds for c in log))
     return curve[-1][1] if curve else 0.0, *trained(mine, out, device, (*key, s.final_steps)), seconds, curve
 
 # ---- What they say ----
@@ -90,8 +89,8 @@ def compare(s: opnas.SearchSettings, seeds: int = 5, corpus: str = "toy/corpus.t
             glue: str = "toy/glue", out: str = "runs/compare", trainings: int = 7, longer: int = 0,
             workers: int = 2, device: str = "auto"):
     """Which strategy finds the better backbone for one budget (Fig. 6)? Search with each, train the winners, op-nas'
-    median candidate and bert, and compare those of one seed: the folder gets searches.tsv (a row each), pairs.tsv
-    (every two) and curves.svg.
+    median candidate and bert, and compare them seed by seed. Writes searches.tsv (a search a row), pairs.tsv (two arms
+    a row) and curves.svg.
 
     seeds: pairs, from --seed on
     trainings: full ones of random search, about the seconds of the others
@@ -108,13 +107,12 @@ def compare(s: opnas.SearchSettings, seeds: int = 5, corpus: str = "toy/corpus.t
     job = functools.partial(on_the_task, s, trainings, corpus, glue, out, workers, device)
     rows = [dict(zip(head, row)) for row in measured(out / "searches.tsv", head, todo, job, 1, ())]
     twos = [*itertools.combinations(arms, 2)]
-    table = pairs(rows, {"best": [two for two in twos if {*two} <= {*arms[:3]}], "winner": twos})
+    table = pairs(rows, {"best": [*itertools.combinations(arms[:3], 2)], "winner": twos})
     if longer:
         start = out / f"{s.seed}-op-nas", device
         more = measured(out / "longer.tsv", ("pair", "arm", "steps", "score"), [(*key, str(longer)) for key in todo],
                         functools.partial(trained, s, out, device), workers, start)
-        table += pairs([dict(zip(("pair", "arm", "steps", "longer"), row)) for row in more],
-                       {"longer": twos})[1:]
+        table += pairs([dict(zip(("pair", "arm", "steps", "longer"), row)) for row in more], {"longer": twos})[1:]
     print(tsv(*table), end="")
     data.write_beside(out / "pairs.tsv", tsv(*table))
     data.write_beside(out / "curves.svg", picture(rows))

@@ -41,9 +41,9 @@ def agreement(x, full, resamples=2000):
     return kendall_tau(x, full)[0], *np.quantile([kendall_tau(x[i], full[i])[0] for i in picked], (0.025, 0.975))
 
 def pairs(rows, measures, families=("",)):
-    """Rows of a table, two arms of a measure each: means, paired difference with its 95 % interval, the least one that so
-    many pairs would show with a power of 80 %, share of pairs in which it is above (a tie: half). rows: dicts with "arm",
-    "pair" and measures. measures: {measure: [(arm, other), ..]}. A family's pairs end with its name."""
+    """Rows of a table, two arms of a measure each: means, paired difference with its 95 % interval, the least one that
+    shows with a power of 80 %, how often the first is above (a tie: half). rows: dicts with "arm", "pair" and measures.
+    measures: {measure: [(arm, other), ..]}. families: ends of pairs' names, whose pairs have rows of their own."""
     table = [("measure", "arm", "mean", "other", "its mean", "difference", "+-", "detectable", "above", "pairs")]
     todo = [(family, measure, *two) for family in families for measure, twos in measures.items() for two in twos]
     for family, measure, a, b in todo:
@@ -60,7 +60,7 @@ def before_the_last(s, log):
     return [c for c in log if opnas.plan(s)[c.round][0] != "last"]
 
 def begin(folder, s, corpus, glue):
-    """Start this process's Proxy in a folder, whose settings must be the same as before; corpus: a file or folder."""
+    """Load this process's Proxy, in a folder that has no other settings. corpus: a text file or a prepared folder."""
     kept, path = data.open_corpus(corpus, folder / "corpus", autobert.SIZES[s.size].vocab), folder / "settings.json"
     about = json.dumps({"corpus": str(kept.folder), "glue": glue, **asdict(s)})
     if path.exists():

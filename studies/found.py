@@ -10,7 +10,6 @@ search has as many candidates, each judged once. A search takes 35 minutes on tw
     done
     python studies/found.py --runs runs/evening-? runs/random-?
 """
-import itertools
 import json
 import statistics
 import sys
@@ -28,7 +27,7 @@ PAIRS = (("op-nas", "op-nas", "bert"), ("op-nas", "op-nas", "autobert-zero"), ("
 
 def curve(log):
     """[(minutes of judgements so far, x 100 how the best so far is judged next)] after each round whose best is judged
-    again in the next one, the last with its longer trainings aside."""
+    again in the next one, without the last round, whose trainings are longer."""
     points = []
     for number in range(log[-1].round - 1):
         before = [c for c in log if c.round <= number]
@@ -62,7 +61,10 @@ def found(runs: tuple[str, ...] = ("runs/evening",), out: str = "found.tsv"):
                 if (strategy, mine) == (ours, "best") and (other, seed, name) in scores]
         if gaps:
             print("%s: best minus %s of %s: %+.1f ± %.1f" % (ours, name, other, *interval(gaps)), f"({len(gaps)})")
-    means = [(statistics.fmean(x), *interval(y)) for x, y in itertools.starmap(zip, zip(*curves))]  # by round
+    means = []
+    for points in zip(*curves):  # of one round
+        minutes, worths = zip(*points)
+        means.append((statistics.fmean(minutes), *interval(worths)))
     for row in means:
         print("after %.0f minutes of judgements the best so far is worth %.1f ± %.1f" % row)
     series = {"op-nas": tuple(zip(*((x, y, y - half, y + half) for x, y, half in means)))} if means else {}

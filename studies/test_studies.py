@@ -220,11 +220,12 @@ def test_a_turn_is_set_against_the_same_turn_of_the_other():
     assert bench.beside(one, other) == "3.00 (2.50-4.00)" and bench.beside(one, None) == "-"  # of 3, 2, 5
 
 # ---- compare ----
-import ablations  # noqa: E402
 import compare  # noqa: E402
 import child  # noqa: E402
 import collapse  # noqa: E402
 import found  # noqa: E402
+import landscapes  # noqa: E402
+import real  # noqa: E402
 import sharing  # noqa: E402
 import supernet  # noqa: E402
 
@@ -310,7 +311,7 @@ def test_the_other_studies_are_within_their_cap():
 
 def test_a_landscape_does_what_its_family_says():
     def z(family, *backbone):  # the logit is z / 3
-        f = compare.landscape(family, 7)(backbone)
+        f = landscapes.landscape(family, 7)(backbone)
         return 3 * math.log(f / (1 - f)) * math.sqrt(len(backbone))
     a, b, c, d = "-Q @ T(K) @ V", "softsign(K @ T(Q) @ V)", "T(-Q) @ K @ V", "-T(Q) @ K @ V"
     for family in ("by position", "by op", "by motif", "op in context"):
@@ -321,9 +322,10 @@ def test_a_landscape_does_what_its_family_says():
 
 def test_the_control_copies_a_layers_attention_if_there_is_one():
     bert, rng, tables = ops.ATTENTIONS["bert"], random.Random(0), opnas.OperationPriority()
-    found = {compare.copying(("conv 9", bert), tables, rng, {}) for _ in range(60)}
+    found = {landscapes.flip_to_copy(("conv 9", bert), tables, rng, {}) for _ in range(60)}
     assert {("conv 9", bert), (bert, bert)} < found and all("conv" in b for _, b in found if b != bert)
-    alone = [mutate(("conv 9",), tables, random.Random(2), {}) for mutate in (compare.copying, opnas.mutate_inter)]
+    flips = landscapes.flip_to_copy, opnas.mutate_inter
+    alone = [flip(("conv 9",), tables, random.Random(2), {}) for flip in flips]
     assert alone[0] == alone[1] != ("conv 9",)  # nothing to copy: it grows
 
 def test_every_strategy_has_as_many_judgements_and_random_search_full_trainings():
@@ -338,20 +340,35 @@ def test_differences_of_pairs_by_hand():
     """Of 1, 3, 0, 4: mean 2, sd 1.826; half 3.182 * 1.826 / 2 = 2.905; above 3.5 of 4."""
     scores = [*zip("aaaabbbb", "01230123", "14290125")]
     rows = [{"arm": arm, "pair": f"{pair} f", "best": score} for arm, pair, score in scores]
-    _, row, same = compare.pairs(rows, {"best": "ab"}, ["", "f"])
+    _, row, same = draw.pairs(rows, {"best": ["ab"]}, ["", "f"])
     assert row[0] == "best" and same == ("best f", *row[1:]) and row[-2:] == ("0.8750", 4)
     assert [float(row[i]) for i in (2, 4, 5, 6, 7)] == pytest.approx([4, 2, 2, 2.905, 1.43 * 2.905], abs=2e-3)
 
-def test_landscapes_are_paired_and_a_second_call_goes_on(tmp_path, monkeypatch):
-    small, flags = {"population": 6, "parents": 2, "children": 2, "rounds": 2}, {"seeds": 2, "out": str(tmp_path)}
-    compare.compare(small, True, **flags)
-    curves = {tuple(row[:2]): json.loads(row[3]) for row in rows_of(tmp_path / "searches.tsv")}
-    assert len(curves) == 2 * 6 and all(len(curve) == 14 for curve in curves.values())
-    assert curves["0 by position", "op-nas"][:6] == curves["0 by position", "ea-copy"][:6]  # the first population
-    monkeypatch.setattr(compare, "on_a_landscape", lambda s, key: pytest.fail(f"{key} again"))
-    compare.compare(small, True, **flags)
-    with pytest.raises(data.UserError, match="alpha"):
-        compare.compare(small | {"alpha": 1.0}, True, **flags)
+def test_on_landscapes_each_decision_changes_the_search_and_not_its_budget(tmp_path, monkeypatch):
+    logs, evolve = [], opnas.evolve
+    monkeypatch.setattr(opnas, "evolve", lambda *args: logs.append(evolve(*args)) or logs[-1])
+    monkeypatch.setattr(landscapes, "LAYERS", 4)
+    landscapes.landscapes(1, out=str(tmp_path))
+    found = dict(zip(landscapes.ARMS, ([c for c in log if c.number is not None] for log in logs)))
+    assert {len(log) for arm, log in found.items() if arm != "no finalists"} == {50 + 4 * 30 + 3}
+    assert len(found["no finalists"]) == 50 + 4 * 30 + 3 * 10
+    assert len({tuple((c.backbone, c.score) for c in log) for log in found.values()}) == len(logs) == 13
+    assert {c.reason for c in logs[0]} == {"", "collapsed"} and any(c.score is None for c in found["op-nas"])
+    for arm, log in found.items():  # judgements count alone, but for the mean, and there of the finalists
+        alone = {c.score in (None, c.tasks[0]) for c in log if arm != "mean of judgements" or c.round == 6}
+        assert alone == {True} and (arm != "mean of judgements" or any(c.score not in (None, *c.tasks) for c in log))
+    landscapes.landscapes(1, out=str(tmp_path))
+    assert len(logs) == 13
+
+def test_the_search_on_real_text_is_the_commands_and_tasks_are_set_beside_chance(tmp_path, search, monkeypatch, capsys):
+    monkeypatch.setattr(real, "REAL", opnas.replace(real.REAL, **TINY | {"warm": 0}))
+    search(tmp_path, lambda s, device, **flags: real.search(**flags))
+    assert json.loads((tmp_path / "settings.json").read_text())["pretrain"]["n"] == 48
+    monkeypatch.setattr(opnas.Proxy, "scores", lambda self, *_, **__: [(task, 0.5) for task in self.s.tasks])
+    corpus = str(Path(json.loads((tmp_path / "settings.json").read_text())["corpus"]))
+    real.tasks(5, corpus, str(HERE.parent / "toy/glue"), str(tmp_path / "tasks"), 1)
+    lines = capsys.readouterr().out.splitlines()[-5:]
+    assert "CoLA  0.500 to 0.500, chance 0.000," in lines[0] and len(rows_of(tmp_path / "tasks/rows.tsv")) == 5
 
 def test_searches_are_compared_with_their_winners(tmp_path, search):
     search(tmp_path, compare.compare, seeds=1, longer=5)
@@ -368,23 +385,6 @@ def test_the_interval_of_tau_narrows_with_more_backbones():
     x, y = np.random.default_rng(0).normal(size=(2, 100))
     (_, low, high), (tau, lower, upper) = (draw.agreement(x[:n], (x + y)[:n]) for n in (12, 100))
     assert lower < tau < upper and upper - lower < 0.6 * (high - low)
-
-# ---- ablations ----
-def test_the_table_of_ablations_by_hand():  # good is above bert by 10, 12, 14: mean 12, half 4.303 * 2 / 3^.5
-    found = {"bert": [[2.0, 50, 40, 60], [2.2, 60, 50, 70], [2.4, 70, 60, 80]],
-             "good": [[1.0, 60, 70, 50], [1.0, 72, 82, 62], [math.nan, 84, 94, 74]]}
-    _, *rows = map(str.split, ablations.table(found, ("CoLA", "RTE")).splitlines())
-    assert rows == ["bert 60.0 50.0 70.0 2.20".split(), "good 72.0 +12.0 +- 5.0 82.0 62.0 nan".split()]
-
-def test_ablations_train_all_alike_and_go_on_with_more_seeds(tmp_path, search):
-    search(tmp_path)
-    ablations.ablations(str(tmp_path), 1, 1, "cpu")
-    path, paths = tmp_path / "ablations/points.tsv", [*autobert.BACKBONES, str(tmp_path / "best.json")]
-    before, scores = path.read_text(), [100 * worth(autobert.load_backbone(name, 4)) for name in paths]
-    ablations.ablations(str(tmp_path), 2, 1, "cpu")
-    _, seeds, _, _, averages, _ = zip(*rows_of(path))
-    assert path.read_text().startswith(before) and "".join(seeds) == "3333344444"
-    assert [*map(float, averages)] == pytest.approx([*scores, *scores])
 
 # ---- gpu ----
 import gpu  # noqa: E402
