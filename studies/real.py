@@ -26,7 +26,7 @@ import opnas  # noqa: E402
 from draw import begin, measured  # noqa: E402
 from glue import PRESETS, score  # noqa: E402
 
-REAL = replace(opnas.EVENING, tasks=("STS-B", "MNLI"), population=24, parents=3, children=3, rounds=5, finalists=4,
+REAL = replace(opnas.EVENING, tasks=("STS-B", "MNLI"), population=24, parents=3, children=3, rounds=3, finalists=6,
                steps=2000, final_steps=4000, pretrain=replace(autobert.PRETRAIN["toy"], n=48, precision="bf16"),
                tune=replace(PRESETS["toy"], epochs=3, n=48, precision="bf16"))
 
