@@ -9,6 +9,7 @@ import json
 import math
 import multiprocessing
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -83,6 +84,14 @@ def measured(path, head, todo, job, workers, start):
         for worker in multiprocessing.active_children():
             worker.kill()
     return [row for row in (line.split("\t") for line in text.splitlines()) if tuple(row[:len(todo[0])]) in todo]
+
+def trained(key):
+    """(seconds, held-out MLM and NSP losses, score of each task) of a (name, seed, backbone)."""
+    (_, seed, backbone), begun, proxy = key, time.process_time(), opnas.PROXY
+    model = proxy.model(tuple(backbone.split(" | ")), int(seed))
+    losses = proxy.pretrain(model, proxy.s.final_steps, int(seed))
+    scores = [x for _, x in proxy.scores(model, int(seed), final=True)]
+    return time.process_time() - begun, *losses, *scores
 
 def svg(width, height, parts):
     """A picture of SVG parts."""

@@ -61,10 +61,8 @@ def found(runs: tuple[str, ...] = ("runs/evening",), out: str = "found.tsv"):
                 if (strategy, mine) == (ours, "best") and (other, seed, name) in scores]
         if gaps:
             print("%s: best minus %s of %s: %+.1f ± %.1f" % (ours, name, other, *interval(gaps)), f"({len(gaps)})")
-    means = []
-    for points in zip(*curves):  # of one round
-        minutes, worths = zip(*points)
-        means.append((statistics.fmean(minutes), *interval(worths)))
+    rounds = [zip(*points) for points in zip(*curves)]
+    means = [(statistics.fmean(minutes), *interval(worths)) for minutes, worths in rounds]
     for row in means:
         print("after %.0f minutes of judgements the best so far is worth %.1f ± %.1f" % row)
     series = {"op-nas": tuple(zip(*((x, y, y - half, y + half) for x, y, half in means)))} if means else {}

@@ -10,7 +10,6 @@ import collections
 import itertools
 import random
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import autobert  # noqa: E402
 import data  # noqa: E402
 import opnas  # noqa: E402
-from draw import begin, measured  # noqa: E402
+from draw import begin, measured, trained  # noqa: E402
 from glue import interval  # noqa: E402
 
 def varied(count, layers, probe, seed):
@@ -41,14 +40,6 @@ def varied(count, layers, probe, seed):
             parents.append(backbone)
         seen.add(backbone)
     return found
-
-def trained(key):
-    """(seconds, held-out MLM and NSP losses, score of each task) of a (name, seed, backbone)."""
-    (_, seed, backbone), begun, proxy = key, time.process_time(), opnas.PROXY
-    model = proxy.model(tuple(backbone.split(" | ")), int(seed))
-    losses = proxy.pretrain(model, proxy.s.final_steps, int(seed))
-    scores = [x for _, x in proxy.scores(model, int(seed), final=True)]
-    return time.process_time() - begun, *losses, *scores
 
 def icc(scores, trainings=1):
     """The share of variance that lies between backbones (one-way), for the mean of so many trainings. scores:

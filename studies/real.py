@@ -10,8 +10,6 @@ autobert-zero for twice the steps, in two and a half hours. The same command aga
     python studies/real.py tasks --corpus corpus --glue glue
     python studies/real.py search --corpus corpus --glue glue
 """
-import contextlib
-import math
 import random
 import sys
 from dataclasses import replace
@@ -23,21 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import autobert  # noqa: E402
 import data  # noqa: E402
 import opnas  # noqa: E402
-from draw import begin, measured  # noqa: E402
+from draw import begin, measured, trained  # noqa: E402
 from glue import PRESETS, score  # noqa: E402
 
 REAL = replace(opnas.EVENING, tasks=("STS-B", "MNLI"), population=24, parents=3, children=3, rounds=3, finalists=6,
                steps=2000, final_steps=4000, pretrain=replace(autobert.PRETRAIN["toy"], n=48, precision="bf16"),
                tune=replace(PRESETS["toy"], epochs=3, n=48, precision="bf16"))
-
-def trained(key):
-    """(held-out MLM and NSP losses, score of each task on dev) of a (name, backbone), trained as a candidate is."""
-    proxy, losses, scores = opnas.PROXY, (math.nan, math.nan), [0.0] * len(opnas.PROXY.tasks)
-    with contextlib.suppress(autobert.Diverged):
-        model = proxy.model(tuple(key[1].split(" | ")), proxy.s.seed)
-        losses = proxy.pretrain(model, proxy.s.steps, proxy.s.seed)
-        scores = [x for _, x in proxy.scores(model, proxy.s.seed, final=True)]
-    return *losses, *scores
 
 def tasks(backbones: int = 8, corpus: str = "corpus", glue: str = "glue", out: str = "runs/real-tasks",
           workers: int = 2):
@@ -46,15 +35,17 @@ def tasks(backbones: int = 8, corpus: str = "corpus", glue: str = "glue", out: s
     backbones: the published four and random ones
     corpus: a folder that `data.py prepare` wrote
     glue: the folder with CoLA, STS-B, .."""
-    folder, s, rng = Path(out), replace(REAL, tasks=("CoLA", "STS-B", "QQP", "MNLI", "QNLI")), random.Random("real")
+    folder, rng = Path(out), random.Random("real")
+    s = replace(REAL, tasks=("CoLA", "STS-B", "QQP", "MNLI", "QNLI"), final_steps=REAL.steps)
     begin(folder, s, corpus, glue)
     genes = {name: autobert.load_backbone(name, opnas.PROXY.config.layers) for name in autobert.BACKBONES}
     while len(genes) < backbones:
         if not opnas.PROXY.probe(backbone := opnas.random_backbone(opnas.PROXY.config.layers, rng)):
             genes[f"random-{len(genes)}"] = backbone
-    todo, head = [(name, " | ".join(backbone)) for name, backbone in genes.items()], ("name", "backbone", "mlm", "nsp")
-    rows = measured(folder / "rows.tsv", (*head, *s.tasks), todo, trained, workers, (folder, "cpu"))
-    for task, column in zip(s.tasks, list(zip(*rows))[4:]):
+    todo = [(name, "0", " | ".join(backbone)) for name, backbone in genes.items()]
+    head = ("name", "seed", "backbone", "seconds", "mlm", "nsp", *s.tasks)
+    rows = measured(folder / "rows.tsv", head, todo, trained, workers, (folder, "cpu"))
+    for task, column in zip(s.tasks, list(zip(*rows))[6:]):
         y, x = opnas.PROXY.tasks[task][1][1], [float(cell) for cell in column]
         chance = max(score(task, y, np.full_like(y, label)) for label in np.unique(y)[:3])  # the best constant
         print(f"{task:6}{min(x):.3f} to {max(x):.3f}, chance {chance:.3f}, {len(y)} dev rows")
