@@ -64,7 +64,7 @@ PAPER = SearchSettings(
     pretrain=replace(autobert.PRETRAIN["base"], lr=2e-4, warmup=0.02), collapse=0.2)  # CHOICE: above it all learn
 SMALL = replace(PAPER, size="small", tasks=("CoLA", "MRPC", "RTE", "STS-B"), population=50, rounds=4, alpha=None,
                 warm=10_000, steps=2000, final_steps=40_000, pretrain=replace(PAPER.pretrain, batch=64, lr=5e-4))
-EVENING = SearchSettings(warm=0, population=18, parents=3, children=2, rounds=4, finalists=3, steps=1000, rows=0,
+EVENING = SearchSettings(warm=0, population=18, parents=3, children=2, rounds=4, finalists=12, steps=1000, rows=0,
                          final_steps=2000, final_seeds=3)  # DEVIATION: no BIWS
 PRESETS = {"toy": SearchSettings(), "evening": EVENING, "small": SMALL, "paper": PAPER}
 
@@ -205,20 +205,29 @@ class Candidate:
     seconds: float = 0.0
 
 def last_of(log):
-    """The last judgement of every candidate."""
+    """Each candidate's last judgement."""
     return list({c.number: c for c in log if c.number is not None}.values())
 
 def best_of(candidates, k):
-    """The K best Candidates of all that have a score (l.4)."""
+    """The K best of those that have a score (l.4)."""
     return sorted((c for c in candidates if c.score is not None), key=lambda c: (-c.score, c.number))[:k]
 
 def plan(s):
     """[(kind, new candidates, ones judged again)] of each round. CHOICE: scores are noisy and the super-net matures,
-    so parents are judged again. CHOICE: shared weights hide what learns without, so the best end from scratch."""
+    so parents are judged again. CHOICE: shared weights hide what learns without, so the best end from scratch, the
+    better half again, down to two or three; one training chooses luck."""
     size = s.parents * s.children  # CHOICE: M_0 comes a round's size at a time (l.2), to warm the super-net, too
     chunks = [("random", min(size, s.population - i), 0) for i in range(0, s.population, size)]
     rounds = [("random", size, 0) if s.strategy == "random" else ("mutants", size, s.parents * s.again)] * s.rounds
-    return chunks + rounds + [("last", 0, s.finalists)] * (s.finalists > 0)
+    return chunks + rounds + [("last", 0, s.finalists >> i) for i in range(s.finalists.bit_length() - 1)]
+
+def budget(s, number):
+    """(from scratch?, steps, most rows) of a judgement. CHOICE: the mean of like ones from scratch counts."""
+    return (True, s.final_steps, 0) if plan(s)[number][0] == "last" else (not s.warm, s.steps, s.rows)
+
+def contenders(s, log):
+    """All candidates, or the last round's, if it was one of finalists."""
+    return [c for c in last_of(log) if c.round == log[-1].round or plan(s)[log[-1].round][0] != "last"]
 
 def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda *_: None):
     """Algorithm 1 -> a log: every Candidate, those turned away too. fitness(round, batch, log) -> the batch, judged.
@@ -229,7 +238,7 @@ def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda 
         rng, counts, M = random.Random(f"{s.seed} {number}"), Counter(), last_of(log)
         tables = OperationPriority(M, s.alpha, math.inf if s.strategy == "ea" else s.tau)  # l.12
         parents = best_of(M, s.parents) if kind == "mutants" else []  # l.4
-        batch = [replace(c, round=number) for c in best_of(M, repeated)]
+        batch = [replace(c, round=number) for c in best_of(contenders(s, log), repeated)]
         seen, tries = {c.backbone for c in log}, 100 * size
         for i in range(size):
             parent, reason = parents[i % len(parents)] if parents else None, "not tried"  # l.5
@@ -260,9 +269,6 @@ class Proxy:
         self.config = replace(autobert.SIZES[s.size], vocab=self.corpus.tokenizer.vocab_size)
         self.batches, self.held_out = (data.PretrainingData(self.corpus, part, s.pretrain.n, s.pretrain.batch, s.seed)
                                        for part in data.split_held_out(self.corpus))
-        counts = np.bincount(self.corpus.tokens)
-        share = counts[counts > 0] / counts.sum()
-        self.unigram = -(share * np.log(share)).sum()  # entropy, nats
         self.tasks = {task: [glue.encode(glue.read_task(tables, task, split), self.corpus.tokenizer, s.tune.n)
                              for split in ("train", "dev")] for task in s.tasks}
 
@@ -318,17 +324,15 @@ class Proxy:
                         slots=net.slots))
 
     def judge(self, path, backbone, number, offset):
-        """Write a Candidate's fields, and weights to write back (l.8, l.9). The last round takes all rows."""
-        start, s, mlm, nsp, tasks = time.time(), self.s, None, None, ()
-        last = plan(s)[number][0] == "last"
-        fresh, steps, rows = (True, s.final_steps, 0) if last else (not s.warm, s.steps, s.rows)
-        seed = 100 * s.seed + (99 if last else 98 - number) if fresh else s.seed  # subtle: the round's, no final's
+        """Write a Candidate's fields, and weights to write back (l.8, l.9)."""
+        start, s, reason, mlm, nsp, tasks = time.time(), self.s, "", None, None, ()
+        fresh, steps, rows = budget(s, number)
+        seed = 100 * s.seed + 98 - number if fresh else s.seed  # the round's, no final's
         child = self.model(backbone, seed) if fresh else supernet.SuperNet(
             self.config, slots=load(self.folder / "state.pt")["slots"]).child(backbone)
         try:
             mlm, nsp = self.pretrain(child, steps, seed, offset)
-            reason = "" if fresh or mlm < self.unigram - 0.05 else "no learning"  # CHOICE: asked of shared weights only
-            tasks = () if reason else self.scores(child, seed, rows)
+            tasks = self.scores(child, seed, rows)
         except autobert.Diverged:
             reason = "diverged"
         found = dict(reason=reason, mlm=mlm, nsp=nsp, tasks=tasks, seconds=time.time() - start)
@@ -376,12 +380,12 @@ class Run:
 
     def fitness(self, number, batch, log):
         """Judge a round from one snapshot of the super-net, then write back, best last."""
-        state, judged = load(self.folder / "state.pt"), []
-        mean = not self.s.warm and plan(self.s)[number][0] != "last"  # CHOICE: from scratch all judgements count alike
+        state, judged, mine = load(self.folder / "state.pt"), [], budget(self.s, number)
         paths = [self.folder / f"round-{number}-{c.number}.pt" for c in batch]
         jobs = [("judge", path, c.backbone, number, state["offset"]) for c, path in zip(batch, paths)]
         for c, path, _ in zip(batch, paths, self.map(once, jobs)):
-            found, earlier = load(path)[0], [x.tasks for x in log if mean and x.number == c.number]
+            found = load(path)[0]
+            earlier = [x.tasks for x in log if x.number == c.number and mine[0] and mine == budget(self.s, x.round)]
             scores = [x for tasks in (*earlier, found["tasks"]) for _, x in tasks]
             judged.append(replace(c, score=fmean(scores) if found["tasks"] else None, **found))
             self.tell(judged[-1], [*log, *judged])
@@ -401,7 +405,7 @@ class Run:
         """Print score, best, time left, and what the parent has not."""
         M, (_, new, again) = last_of(log), zip(*plan(self.s))
         self.done += 1
-        rest = max(0, sum(new + again) - self.s.finalists - sum(x.number is not None for x in log))
+        rest = sum(new + again) - sum(x.number is not None for x in log)
         left = data.span(rest * (time.time() - self.begun) / self.done)
         parent = next((x.backbone for x in M if x.number == c.parent), [""] * len(c.backbone))
         changed = " ".join(f"L{i} {gene}" for i, gene in enumerate(c.backbone, 1) if gene != parent[i - 1])
@@ -479,8 +483,7 @@ def search(s: SearchSettings, preset: tuple(PRESETS) = "toy", corpus: str = "toy
     try:
         run = Run(folder, map if workers == 1 else pool.map)
         log = evolve(s, PROXY.config.layers, run.fitness, PROXY.probe, run.log, note)
-        M = last_of(log)
-        winner = best_of([c for c in M if plan(s)[c.round][0] == "last"], 1) or best_of(M, 1)
+        winner = best_of(contenders(s, log), 1) or best_of(last_of(log), 1)
         if not winner:
             raise UserError(f"all candidates were rejected: {dict(Counter(c.reason for c in log))}")
         autobert.save_backbone(folder / "best.json", winner[0].backbone)

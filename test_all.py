@@ -927,7 +927,7 @@ def test_inter_layer_mutation_flips_one_layer_half_the_time():
     assert {*flips} == {(), (0,), (1,)} and flips[()] == pytest.approx(150, abs=35) and min(flips.values()) > 45
 
 # ---- opnas.py: the evolution (Algorithm 1) ----
-SETTINGS = replace(opnas.PRESETS["toy"], population=10, parents=2, children=3, rounds=4, finalists=3)
+SETTINGS = replace(opnas.PRESETS["toy"], population=10, parents=2, children=3, rounds=4, finalists=7)
 no_conv_3 = lambda backbone: "collapsed" if "conv 3" in backbone else None  # noqa: E731
 
 def any_score(number, c, log=()):  # the same backbone scores differently in another round
@@ -941,19 +941,21 @@ def test_a_search_takes_the_population_a_round_at_a_time_and_judges_again():
     two, later, last = [("random", 4, 0)] * 2, [("mutants", 4, 2)] * 2, [("last", 0, 3)]  # new ones, old
     assert opnas.plan(toy) == opnas.plan(replace(toy, strategy="ea")) == two + later + last
     assert opnas.plan(replace(toy, strategy="random")) == two * 2 + last
-    assert opnas.plan(replace(toy, population=5, finalists=0)) == [two[0], ("random", 1, 0), *later]
+    assert opnas.plan(replace(toy, population=5, finalists=1)) == [two[0], ("random", 1, 0), *later]
+    assert opnas.plan(replace(toy, finalists=12))[4:] == [("last", 0, 12), ("last", 0, 6), ("last", 0, 3)]
 
 def test_evolution_is_algorithm_1():
     rounds = []
     history = opnas.evolve(SETTINGS, 3, lambda number, batch, log: rounds.append((number, batch, [*log])) or [
         any_score(number, c) for c in batch])
-    assert [len({c.number for c in b} - {c.number for c in log}) for _, b, log in rounds] == [6, 4, 6, 6, 6, 6, 0]
-    assert [len(batch) for _, batch, _ in rounds] == [6, 4, 8, 8, 8, 8, 3] and len(history) == 45
+    assert [len({c.number for c in b} - {c.number for c in log}) for _, b, log in rounds] == [6, 4, 6, 6, 6, 6, 0, 0]
+    assert [len(batch) for _, batch, _ in rounds] == [6, 4, 8, 8, 8, 8, 7, 3] and len(history) == 52
     for i, (number, batch, log) in enumerate(rounds):
         assert number == i and log == history[:len(log)] and {c.round for c in batch} == {number}
         last, backbones = {c.number: c.score for c in log}, {c.number: c.backbone for c in log}
         best = sorted(last, key=lambda i: -last[i])  # l.4: of all that was ever judged, by the last judgement
-        again = best[:2] if 2 <= number <= 5 else best[:3] if number == 6 else []
+        again = {6: best[:7], 7: [i for i in best if any(i == c.number for c in rounds[6][1])][:3]}.get(
+            number, best[:2] * (number >= 2))
         assert [c.number for c in batch[:len(again)]] == again
         for i, c in enumerate(batch[len(again):]):
             assert c.number == len(last) + i and c.backbone not in backbones.values()
@@ -975,13 +977,13 @@ def test_the_tables_hold_the_last_judgements_and_rejected_ones_are_no_parents():
         M = {x.number: x for x in log if x.number is not None}
         assert tables[-1].tables == opnas.OperationPriority(M.values()).tables
         assert c.parent is None or M[c.parent].score is not None
-        return any_score(number, c) if c.number % 3 == 1 else replace(c, reason="no learning")
+        return any_score(number, c) if c.number % 3 == 1 else replace(c, reason="diverged")
     history = history_of(SETTINGS, judge, no_conv_3, note=lambda *about: tables.append(about[-1]))
     away = {c.backbone for c in history if c.number is None}
     assert away and all("conv 3" in backbone for backbone in away) and len(opnas.last_of(history)) == 34
     history_of(replace(SETTINGS, strategy="ea"), note=lambda *about: tables.append(about[-1]))
     assert tables[-1].p(0) == pytest.approx(dict.fromkeys(ops.OPS, 0.1))  # plain evolution draws uniformly
-    nobody = history_of(SETTINGS, lambda number, c, log: replace(c, reason="no learning"))
+    nobody = history_of(SETTINGS, lambda number, c, log: replace(c, reason="diverged"))
     assert {c.parent for c in nobody} == {None} and len(opnas.last_of(nobody)) == 34
 
 def test_a_probe_that_turns_everything_away_cannot_hang_the_search():
@@ -992,7 +994,7 @@ def test_a_probe_that_turns_everything_away_cannot_hang_the_search():
 def test_evolution_makes_no_torch_call_itself(monkeypatch):
     for name in ("opnas.torch", "opnas.autobert", "opnas.glue", "opnas.supernet", "ops.torch", "ops.F"):
         monkeypatch.setattr(name, None)
-    assert len(history_of(SETTINGS)) == 45
+    assert len(history_of(SETTINGS)) == 52
 
 # ---- Whole runs ----
 def script(patch, line):
@@ -1006,12 +1008,11 @@ def process(line):
 
 @pytest.fixture(scope="session")
 def common(tmp_path_factory):
-    """A corpus whose held-out documents hold frequent words alone: a few steps beat its unigram entropy."""
-    folder, documents = tmp_path_factory.mktemp("common"), (TOY / "corpus.txt").read_text().split("\n\n")[:60]
-    documents[10] = documents[30] = documents[50] = "the is The a are at\n" * 5 + "the"
-    write_rows(folder / "text.txt", "\n\n".join(documents))
+    """A small corpus, and a task of few rows."""
+    folder, documents = tmp_path_factory.mktemp("common"), (TOY / "corpus.txt").read_text().split("\n\n")
+    write_rows(folder / "text.txt", "\n\n".join(documents[:60]))
     data.prepare((str(folder / "text.txt"),), str(folder / "corpus"), 300)
-    for split in ("train", "dev"):  # and a task of few rows
+    for split in ("train", "dev"):
         write_rows(folder / f"glue/RTE/{split}.tsv", *(TOY / f"glue/RTE/{split}.tsv").read_text().splitlines()[:100])
     return folder / "corpus"
 
@@ -1019,7 +1020,7 @@ def common(tmp_path_factory):
 def search(common):
     """The command line of a small search, to which --workers and --out are missing."""
     return (f"opnas.py --corpus {common} --glue {common}/../glue --tasks RTE --rows 30 --warm 8 --parents 1 "
-            "--population 3 --children 2 --rounds 1 --finalists 1 --steps 8 --final-steps 6 --device cpu "
+            "--population 3 --children 2 --rounds 1 --finalists 2 --steps 8 --final-steps 6 --device cpu "
             "--workers {} --out {}")
 
 @pytest.fixture(scope="session")
@@ -1040,7 +1041,7 @@ def outcome(run):
 def test_a_search_goes_from_text_to_a_table_and_says_how_far_it_is(finished, search, monkeypatch, capsys):
     (run, lines), (history, *_, winner, table) = finished, outcome(finished[0])
     judged = [c for c in history if c.number is not None]
-    assert [c.round for c in judged] == [0, 0, 1, 2, 2, 2, 3] and sum(c.score is not None for c in judged) > 5
+    assert [c.round for c in judged] == [0, 0, 1, 2, 2, 2, 3, 3] and sum(c.score is not None for c in judged) > 5
     assert lines[0] == f"toy preset, seed 0, 2 workers; all settings in {run}/settings.json"
     for line, c in zip([line for line in lines if line.startswith("cand=")], judged, strict=True):
         score = c.reason if c.score is None else f"{c.score:.3f}"
@@ -1049,7 +1050,7 @@ def test_a_search_goes_from_text_to_a_table_and_says_how_far_it_is(finished, sea
     head, *rows = [row.split("\t") for row in (run / "candidates.tsv").read_text().splitlines()]
     assert "RTE" in head and [row[-1] for row in rows] == [" | ".join(c.backbone) for c in history]
     assert [line.split()[0] for line in table.splitlines()[1:4]] == ["best", "bert", "autobert-zero"]
-    assert json.loads(winner)["backbone"] == [*(judged[-1] if judged[-1].score else judged[0]).backbone]
+    assert json.loads(winner)["backbone"] == [*max(judged[-2:], key=lambda c: (c.score, -c.number)).backbone]
     assert "\n".join(lines).endswith(table.strip()) and "from bert" in lines[-1] and not [*run.glob("round-*")]
     script(monkeypatch, search.format(1, run))  # the same command again shows the result
     assert "cand=" not in (said := capsys.readouterr().out) and said.endswith(table)
@@ -1072,7 +1073,8 @@ def test_a_search_killed_at_once_goes_on_to_the_same_end_and_leaves_no_process(f
 
 @pytest.mark.parametrize("error, says", [
     (KeyboardInterrupt, "interrupted; the same command again goes on"), (torch.OutOfMemoryError("CUDA: out of memory"),
-    "out of memory; .*fewer workers"), (BrokenProcessPool, "a worker .*died.*; the same command again goes on")])
+    "out of memory; .*fewer workers"), (BrokenProcessPool, "a worker .*died.*; the same command again goes on"),
+    ([[]], "all candidates were rejected")])
 def test_what_stops_a_search_is_one_line(error, says, search, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(opnas, "evolve", mock.Mock(side_effect=error))
     monkeypatch.setattr(sys, "argv", shlex.split(search.format(1, tmp_path / "run")))
@@ -1142,8 +1144,6 @@ def shelf(text, corpus, tokenizer, tmp_path_factory):
     ("opnas.py --corpus none.txt", "none.txt: no such file"), ("opnas.py resume", "unrecognized arguments: resume"),
     ("opnas.py --corpus corpus --glue none --out a", "none/QNLI/train.tsv: no such file"),
     ("opnas.py --corpus corpus --out b --device tpu9", "--device tpu9"), ("opnas.py --tasks WNLI", "choice: 'WNLI'"),
-    ("opnas.py --corpus corpus --tasks RTE --warm 1 --population 1 --rounds 0 --finalists 0 --steps 1 --out c "
-     "--rows 9 --workers 1", "all candidates were rejected: .*no learning"),
     ("autobert.py trian", "'trian': no command; expected one of train, summary, export"),
     ("autobert.py train --lr fast", "--lr: invalid float value: 'fast'"), ("autobert.py train --stpes 3", "--stpes"),
     ("autobert.py train --corpus latin.txt", "latin.txt:3: not UTF-8"), ("train --corpus toy", "toy: not a corpus"),

@@ -95,7 +95,9 @@ def collapse(layers: int = 12, draws: int = 200, train: int = 20, steps: int = 1
         todo.append((str(i), " | ".join(nearest[1])))
     head = ("number", "backbone", "varying", "mlm", "nsp")
     rows = measured(folder / "rows.tsv", head, todo, trained, workers, (folder, "cpu"))
-    lines = summary([x for x, _ in found], rows, opnas.PROXY.unigram) + sharpness(layers, max(4, draws // 10))
+    words = np.bincount(opnas.PROXY.corpus.tokens) / len(opnas.PROXY.corpus.tokens)
+    unigram = -(words[words > 0] * np.log(words[words > 0])).sum()
+    lines = summary([x for x, _ in found], rows, unigram) + sharpness(layers, max(4, draws // 10))
     data.write_beside(folder / "collapse.txt", "\n".join(lines) + "\n")
     print(*lines, sep="\n")
 

@@ -121,8 +121,7 @@ def searched(rise, key):
 
     with mock.patch.multiple(opnas, **{"OperationPriority": OperationPriority, **parts}):
         log = opnas.evolve(s, LAYERS, fitness, asked)
-    last = [c for c in log if kinds[c.round] == "last"]
-    return (true(opnas.best_of(last or opnas.last_of(log), 1)[0].backbone),)
+    return (true(opnas.best_of(opnas.contenders(s, log), 1)[0].backbone),)
 
 def landscapes(seeds: int = 60, rise: float = 0.12, out: str = "runs/landscapes"):
     """Which decisions of the search pay? Searches on made-up fitness functions, and their paired differences with 95 %
