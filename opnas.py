@@ -46,7 +46,7 @@ class SearchSettings:
     children: int = flag(3, "mutants of each parent (l.5)")
     rounds: int = flag(2, "rounds of mutation (l.3)")  # CHOICE: "until convergence" (l.13) is a number
     again: int = flag(1, "1: judge parents again")
-    finalists: int = flag(2, "the best, trained from scratch to pick one")
+    finalists: int = flag(2, "the best, from scratch, halved to 2 or 3; below 2: none")
     alpha: float = flag(None, "weight of the UCB bonus; default: 0.1 sd of the scores")
     tau: float = flag(None, "temperature of p; 1: the paper; default: likewise")
     collapse: float = flag(0.5, "least share of hidden states that varies by token")
@@ -61,7 +61,7 @@ class SearchSettings:
 PAPER = SearchSettings(
     "base", tuple(glue.TASKS), population=100, parents=5, children=5, rounds=27, alpha=0.01, warm=40_000, steps=40_000,
     rows=0, final_steps=1_000_000, tune=glue.PRESETS["paper"],  # App. D.1: 100 + 27 * 25 candidates
-    pretrain=replace(autobert.PRETRAIN["base"], lr=2e-4, warmup=0.02), collapse=0.2)  # CHOICE: above it all learn
+    pretrain=replace(autobert.PRETRAIN["base"], lr=2e-4, warmup=0.02), collapse=0.2)  # CHOICE: above .2 all learn
 SMALL = replace(PAPER, size="small", tasks=("CoLA", "MRPC", "RTE", "STS-B"), population=50, rounds=4, alpha=None,
                 warm=10_000, steps=2000, final_steps=40_000, pretrain=replace(PAPER.pretrain, batch=64, lr=5e-4))
 EVENING = SearchSettings(warm=0, population=18, parents=3, children=2, rounds=4, finalists=12, steps=1000, rows=0,
@@ -78,7 +78,7 @@ class OperationPriority:
         self.alpha, self.tau = (0.1 * sd if x is None else x for x in (alpha, tau))
         self.tables = defaultdict(lambda: defaultdict(list))  # place -> choice -> scores
         for c in candidates:
-            score = worst if c.score is None else c.score  # CHOICE: what was trained and rejected has the worst score
+            score = worst if c.score is None else c.score  # CHOICE: what diverged has the worst score
             for layer, gene in enumerate(c.backbone):
                 if kernel_of(gene):
                     self.tables["layer", layer][kernel_of(gene)].append(score)
@@ -192,7 +192,7 @@ def mutate(parent, tables, rng, seen, counts):
 @dataclass(frozen=True)
 class Candidate:
     """One judgement of a backbone. number: None if the probe turned it away. score: None if rejected, for this reason;
-    from scratch the mean so far. mlm, nsp: held-out losses, nats. tasks: ((task, score), ..)."""
+    from scratch the mean at this budget. mlm, nsp: held-out losses, nats. tasks: ((task, score), ..)."""
     number: int | None
     round: int
     parent: int | None
@@ -214,20 +214,20 @@ def best_of(candidates, k):
 
 def plan(s):
     """[(kind, new candidates, ones judged again)] of each round. CHOICE: scores are noisy and the super-net matures,
-    so parents are judged again. CHOICE: shared weights hide what learns without, so the best end from scratch, the
-    better half again, down to two or three; one training chooses luck."""
+    so parents are judged again. CHOICE: shared weights hide what learns without them, and one training picks the
+    lucky: so finalists train from scratch, the better half again, and again: 12, 6, 3."""
     size = s.parents * s.children  # CHOICE: M_0 comes a round's size at a time (l.2), to warm the super-net, too
     chunks = [("random", min(size, s.population - i), 0) for i in range(0, s.population, size)]
     rounds = [("random", size, 0) if s.strategy == "random" else ("mutants", size, s.parents * s.again)] * s.rounds
-    return chunks + rounds + [("last", 0, s.finalists >> i) for i in range(s.finalists.bit_length() - 1)]
+    return chunks + rounds + [("finalists", 0, s.finalists >> i) for i in range(s.finalists.bit_length() - 1)]
 
 def budget(s, number):
-    """(from scratch?, steps, most rows) of a judgement. CHOICE: the mean of like ones from scratch counts."""
-    return (True, s.final_steps, 0) if plan(s)[number][0] == "last" else (not s.warm, s.steps, s.rows)
+    """(from scratch?, steps, most rows) of a round. CHOICE: from scratch, judgements of equal budget are averaged."""
+    return (True, s.final_steps, 0) if plan(s)[number][0] == "finalists" else (not s.warm, s.steps, s.rows)
 
-def contenders(s, log):
-    """All candidates, or the last round's, if it was one of finalists."""
-    return [c for c in last_of(log) if c.round == log[-1].round or plan(s)[log[-1].round][0] != "last"]
+def contenders(s, log, k):
+    """The K best, those of a later round of finalists before all others."""
+    return sorted(best_of(last_of(log), None), key=lambda c: -c.round * (plan(s)[c.round][0] == "finalists"))[:k]
 
 def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda *_: None):
     """Algorithm 1 -> a log: every Candidate, those turned away too. fitness(round, batch, log) -> the batch, judged.
@@ -238,7 +238,7 @@ def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda 
         rng, counts, M = random.Random(f"{s.seed} {number}"), Counter(), last_of(log)
         tables = OperationPriority(M, s.alpha, math.inf if s.strategy == "ea" else s.tau)  # l.12
         parents = best_of(M, s.parents) if kind == "mutants" else []  # l.4
-        batch = [replace(c, round=number) for c in best_of(contenders(s, log), repeated)]
+        batch = [replace(c, round=number) for c in contenders(s, log, repeated)]
         seen, tries = {c.backbone for c in log}, 100 * size
         for i in range(size):
             parent, reason = parents[i % len(parents)] if parents else None, "not tried"  # l.5
@@ -327,7 +327,7 @@ class Proxy:
         """Write a Candidate's fields, and weights to write back (l.8, l.9)."""
         start, s, reason, mlm, nsp, tasks = time.time(), self.s, "", None, None, ()
         fresh, steps, rows = budget(s, number)
-        seed = 100 * s.seed + 98 - number if fresh else s.seed  # the round's, no final's
+        seed = 100 * s.seed + 98 - number % 90 if fresh else s.seed  # the round's, no final's
         child = self.model(backbone, seed) if fresh else supernet.SuperNet(
             self.config, slots=load(self.folder / "state.pt")["slots"]).child(backbone)
         try:
@@ -393,7 +393,7 @@ class Run:
         for i in supernet.write_order([c.score or 0 for c in judged]):
             net.absorb(load(paths[i])[1])
         log = [*log, *judged]
-        state |= dict(log=[astuple(c) for c in log], offset=state["offset"] + self.s.steps)
+        state |= dict(log=[astuple(c) for c in log], offset=state["offset"] + mine[1])
         save(self.folder / "state.pt", state)  # the one moment at which a round is over
         write_table(self.folder / "candidates.tsv", log)
         tell_useless(judged)
@@ -483,7 +483,7 @@ def search(s: SearchSettings, preset: tuple(PRESETS) = "toy", corpus: str = "toy
     try:
         run = Run(folder, map if workers == 1 else pool.map)
         log = evolve(s, PROXY.config.layers, run.fitness, PROXY.probe, run.log, note)
-        winner = best_of(contenders(s, log), 1) or best_of(last_of(log), 1)
+        winner = contenders(s, log, 1)
         if not winner:
             raise UserError(f"all candidates were rejected: {dict(Counter(c.reason for c in log))}")
         autobert.save_backbone(folder / "best.json", winner[0].backbone)

@@ -938,11 +938,11 @@ def history_of(s, judge=any_score, probe=lambda backbone: None, log=(), layers=3
 
 def test_a_search_takes_the_population_a_round_at_a_time_and_judges_again():
     toy = opnas.SearchSettings(population=8, parents=2, children=2, rounds=2, finalists=3)
-    two, later, last = [("random", 4, 0)] * 2, [("mutants", 4, 2)] * 2, [("last", 0, 3)]  # new ones, old
+    two, later, last = [("random", 4, 0)] * 2, [("mutants", 4, 2)] * 2, [("finalists", 0, 3)]  # new ones, old
     assert opnas.plan(toy) == opnas.plan(replace(toy, strategy="ea")) == two + later + last
     assert opnas.plan(replace(toy, strategy="random")) == two * 2 + last
     assert opnas.plan(replace(toy, population=5, finalists=1)) == [two[0], ("random", 1, 0), *later]
-    assert opnas.plan(replace(toy, finalists=12))[4:] == [("last", 0, 12), ("last", 0, 6), ("last", 0, 3)]
+    assert opnas.plan(replace(toy, finalists=12))[4:] == [("finalists", 0, k) for k in (12, 6, 3)]
 
 def test_evolution_is_algorithm_1():
     rounds = []

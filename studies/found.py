@@ -27,7 +27,7 @@ PAIRS = (("op-nas", "op-nas", "bert"), ("op-nas", "op-nas", "autobert-zero"), ("
 
 def curve(log):
     """[(minutes of judgements so far, x 100 how the best so far is judged next)] after each round whose best is judged
-    again in the next one, without the finalists', whose trainings are longer."""
+    again in the next one, up to the finalists, whose trainings are longer."""
     points = []
     for number in range(next(c.round for c in log if c.number == len(opnas.last_of(log)) - 1)):
         before = [c for c in log if c.round <= number]

@@ -3,7 +3,7 @@
 The paper leaves much of Algorithm 1 open. Our search runs beside other strategies, beside the literal reading, and with
 some of our decisions taken back, one at a time: the same seed, the same function, as many judgements. A judgement is
 noisy. Scores rise from round to round, as a super-net matures; the last round trains from scratch and has the whole
-rise. A probe turns most random backbones away, and a few candidates do not learn. About 15 minutes of one core. The
+rise. A probe turns most random backbones away, and a few candidates diverge. About 15 minutes of one core. The
 same command again goes on:
 
     python studies/landscapes.py --seeds 60
@@ -82,7 +82,7 @@ class Unexplored(OperationPriority):
         return u if isinstance(place, int) else {kernel: u[kernel] for kernel in had}
 
 def without_rejected(M, *more):
-    """OperationPriority of those that have learned only."""
+    """OperationPriority of those that have a score only."""
     return OperationPriority([c for c in M if c.score is not None], *more)
 
 SETTINGS = opnas.SearchSettings(population=50, parents=5, children=5, rounds=4, finalists=3)
@@ -114,14 +114,14 @@ def searched(rise, key):
         missing, judged = rise * (1 - sum(c.number is not None for c in log) / total), []  # none in the last round
         for c in batch:  # subtle: a backbone has the same noise in the same round of every arm
             x = true(c.backbone) - missing + NOISE * random.Random(f"{seed} {number} {c.backbone}").gauss(0, 1)
-            mean = arm == "mean of judgements" and kinds[number] != "last"
+            mean = arm == "mean of judgements" and kinds[number] != "finalists"
             before = [y.tasks[0] for y in log if mean and y.number == c.number]
             judged.append(replace(c, score=fmean([*before, x]) if learns(c.backbone) else None, tasks=(x,)))
         return judged
 
     with mock.patch.multiple(opnas, **{"OperationPriority": OperationPriority, **parts}):
         log = opnas.evolve(s, LAYERS, fitness, asked)
-    return (true(opnas.best_of(opnas.contenders(s, log), 1)[0].backbone),)
+    return (true(opnas.contenders(s, log, 1)[0].backbone),)
 
 def landscapes(seeds: int = 60, rise: float = 0.12, out: str = "runs/landscapes"):
     """Which decisions of the search pay? Searches on made-up fitness functions, and their paired differences with 95 %
