@@ -110,7 +110,7 @@ class OperationPriority:
         return rng.choices(list(p), list(p.values()))[0]
 
     def perplexity(self, kind=int):
-        """(mean perplexity of p, sum of N_i) over the places seen: how sharp p is."""
+        """(mean perplexity of p, sum of N_i) over the places seen."""
         seen = [place for place in self.tables if isinstance(place, kind)]
         entropies = [-sum(p * math.log(p) for p in self.p(place).values() if p) for place in seen]
         N = sum(len(scores) for place in seen for scores in self.tables[place].values())
@@ -214,8 +214,8 @@ def best_of(candidates, k):
 
 def plan(s):
     """[(kind, new candidates, ones judged again)] of each round. CHOICE: scores are noisy and the super-net matures,
-    so parents are judged again. CHOICE: shared weights hide what learns without them, and one training picks the
-    lucky: so finalists train from scratch, the better half again, and again: 12, 6, 3."""
+    so parents are judged again. CHOICE: one training picks the lucky, and shared weights hide what learns alone: so
+    finalists train from scratch, the better half again: 12, 6, 3."""
     size = s.parents * s.children  # CHOICE: M_0 comes a round's size at a time (l.2), to warm the super-net, too
     chunks = [("random", min(size, s.population - i), 0) for i in range(0, s.population, size)]
     rounds = [("random", size, 0) if s.strategy == "random" else ("mutants", size, s.parents * s.again)] * s.rounds
@@ -226,8 +226,9 @@ def budget(s, number):
     return (True, s.final_steps, 0) if plan(s)[number][0] == "finalists" else (not s.warm, s.steps, s.rows)
 
 def contenders(s, log, k):
-    """The K best, those of a later round of finalists before all others."""
-    return sorted(best_of(last_of(log), None), key=lambda c: -c.round * (plan(s)[c.round][0] == "finalists"))[:k]
+    """The K best by their best score, a later round of finalists first. CHOICE: a bad judgement may be bad luck."""
+    rank = lambda c: (-c.round * (plan(s)[c.round][0] == "finalists"), -c.score, c.number)  # noqa: E731
+    return sorted(last_of(sorted(best_of(log, None), key=rank)[::-1]), key=rank)[:k]
 
 def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda *_: None):
     """Algorithm 1 -> a log: every Candidate, those turned away too. fitness(round, batch, log) -> the batch, judged.
@@ -238,7 +239,7 @@ def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda 
         rng, counts, M = random.Random(f"{s.seed} {number}"), Counter(), last_of(log)
         tables = OperationPriority(M, s.alpha, math.inf if s.strategy == "ea" else s.tau)  # l.12
         parents = best_of(M, s.parents) if kind == "mutants" else []  # l.4
-        batch = [replace(c, round=number) for c in contenders(s, log, repeated)]
+        batch = [replace(c, round=number) for c in parents[:repeated] or contenders(s, log, repeated)]
         seen, tries = {c.backbone for c in log}, 100 * size
         for i in range(size):
             parent, reason = parents[i % len(parents)] if parents else None, "not tried"  # l.5
@@ -258,7 +259,7 @@ def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda 
 
 # ---- The proxy task (App. D.1) ----
 class Proxy:
-    """Judges backbones on a run's text and tasks. Each process has one."""
+    """Judges backbones on a run's text and tasks."""
     def __init__(self, folder, device):
         torch.set_num_threads(1)  # or the number of workers would change the result
         about = json.loads((folder / "settings.json").read_text())
@@ -325,7 +326,7 @@ class Proxy:
 
     def judge(self, path, backbone, number, offset):
         """Write a Candidate's fields, and weights to write back (l.8, l.9)."""
-        start, s, reason, mlm, nsp, tasks = time.time(), self.s, "", None, None, ()
+        start, s, mlm, nsp, tasks = time.time(), self.s, None, None, ()
         fresh, steps, rows = budget(s, number)
         seed = 100 * s.seed + 98 - number % 90 if fresh else s.seed  # the round's, no final's
         child = self.model(backbone, seed) if fresh else supernet.SuperNet(
@@ -334,12 +335,12 @@ class Proxy:
             mlm, nsp = self.pretrain(child, steps, seed, offset)
             tasks = self.scores(child, seed, rows)
         except autobert.Diverged:
-            reason = "diverged"
-        found = dict(reason=reason, mlm=mlm, nsp=nsp, tasks=tasks, seconds=time.time() - start)
+            pass
+        found = dict(reason="" if tasks else "diverged", mlm=mlm, nsp=nsp, tasks=tasks, seconds=time.time() - start)
         save(path, (found, child.state_dict() if tasks and not fresh else {}))
 
     def final(self, path, backbone, seed):
-        """Write a checkpoint of a full training, with its losses and scores."""
+        """Write a full training's checkpoint, with losses and scores."""
         model = self.model(backbone, seed)
         mlm, nsp = self.pretrain(model, self.s.final_steps, seed)
         tasks = self.scores(model, seed, final=True)
@@ -394,7 +395,7 @@ class Run:
             net.absorb(load(paths[i])[1])
         log = [*log, *judged]
         state |= dict(log=[astuple(c) for c in log], offset=state["offset"] + mine[1])
-        save(self.folder / "state.pt", state)  # the one moment at which a round is over
+        save(self.folder / "state.pt", state)
         write_table(self.folder / "candidates.tsv", log)
         tell_useless(judged)
         for path in self.folder.glob("round-*.pt"):
@@ -402,7 +403,7 @@ class Run:
         return judged
 
     def tell(self, c, log):
-        """Print score, best, time left, and what the parent has not."""
+        """Print score, best, time left, what the parent has not."""
         M, (_, new, again) = last_of(log), zip(*plan(self.s))
         self.done += 1
         rest = sum(new + again) - sum(x.number is not None for x in log)
@@ -414,7 +415,7 @@ class Run:
         print(line[:120], flush=True)
 
 def tell_useless(judged):
-    """Print the tasks at which all of a round are at chance, or at the ceiling."""
+    """Print tasks at which a whole round is at chance or the ceiling."""
     for task, ((_, y), _) in PROXY.tasks.items():
         scores = [dict(c.tasks)[task] for c in judged if c.tasks]
         chance = max(glue.score(task, y, np.full_like(y, x)) for x in np.unique(y)[:3])  # the best constant
@@ -422,7 +423,7 @@ def tell_useless(judged):
             print(f"-- {task} told nothing: {min(scores):.2f} to {max(scores):.2f}, chance {chance:.2f}")
 
 def write_table(path, log):
-    """A judgement a row, and each backbone that the probe turned away."""
+    """A row a judgement, and what the probe turned away."""
     rows = [[*"number round parent score reason mlm nsp".split(), *PROXY.s.tasks, "seconds", "backbone"]]
     for number, round, parent, backbone, *about, tasks, seconds in map(astuple, log):
         cells = [number, round, parent, *about, *map(dict(tasks).get, PROXY.s.tasks), seconds, " | ".join(backbone)]
