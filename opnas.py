@@ -46,7 +46,7 @@ class SearchSettings:
     children: int = flag(3, "mutants of each parent (l.5)")
     rounds: int = flag(2, "rounds of mutation (l.3)")  # CHOICE: "until convergence" (l.13) is a number
     again: int = flag(1, "1: judge parents again")
-    finalists: int = flag(2, "the best, from scratch, halved to 2 or 3; below 2: none")
+    finalists: int = flag(2, "the best, trained from scratch to pick one")
     alpha: float = flag(None, "weight of the UCB bonus; default: 0.1 sd of the scores")
     tau: float = flag(None, "temperature of p; 1: the paper; default: likewise")
     collapse: float = flag(0.5, "least share of hidden states that varies by token")
@@ -64,7 +64,7 @@ PAPER = SearchSettings(
     pretrain=replace(autobert.PRETRAIN["base"], lr=2e-4, warmup=0.02), collapse=0.2)  # CHOICE: above .2 all learn
 SMALL = replace(PAPER, size="small", tasks=("CoLA", "MRPC", "RTE", "STS-B"), population=50, rounds=4, alpha=None,
                 warm=10_000, steps=2000, final_steps=40_000, pretrain=replace(PAPER.pretrain, batch=64, lr=5e-4))
-EVENING = SearchSettings(warm=0, population=18, parents=3, children=2, rounds=4, finalists=12, steps=1000, rows=0,
+EVENING = SearchSettings(warm=0, population=18, parents=3, children=2, rounds=4, finalists=3, steps=1000, rows=0,
                          final_steps=2000, final_seeds=3)  # DEVIATION: no BIWS
 PRESETS = {"toy": SearchSettings(), "evening": EVENING, "small": SMALL, "paper": PAPER}
 
@@ -110,7 +110,7 @@ class OperationPriority:
         return rng.choices(list(p), list(p.values()))[0]
 
     def perplexity(self, kind=int):
-        """(mean perplexity of p, sum of N_i) over the places seen."""
+        """(mean perplexity of p, sum of N_i) over the places seen: how sharp p is."""
         seen = [place for place in self.tables if isinstance(place, kind)]
         entropies = [-sum(p * math.log(p) for p in self.p(place).values() if p) for place in seen]
         N = sum(len(scores) for place in seen for scores in self.tables[place].values())
@@ -192,7 +192,7 @@ def mutate(parent, tables, rng, seen, counts):
 @dataclass(frozen=True)
 class Candidate:
     """One judgement of a backbone. number: None if the probe turned it away. score: None if rejected, for this reason;
-    from scratch the mean at this budget. mlm, nsp: held-out losses, nats. tasks: ((task, score), ..)."""
+    from scratch the mean so far. mlm, nsp: held-out losses, nats. tasks: ((task, score), ..)."""
     number: int | None
     round: int
     parent: int | None
@@ -205,30 +205,20 @@ class Candidate:
     seconds: float = 0.0
 
 def last_of(log):
-    """Each candidate's last judgement."""
+    """The last judgement of every candidate."""
     return list({c.number: c for c in log if c.number is not None}.values())
 
 def best_of(candidates, k):
-    """The K best of those that have a score (l.4)."""
+    """The K best Candidates of all that have a score (l.4)."""
     return sorted((c for c in candidates if c.score is not None), key=lambda c: (-c.score, c.number))[:k]
 
 def plan(s):
     """[(kind, new candidates, ones judged again)] of each round. CHOICE: scores are noisy and the super-net matures,
-    so parents are judged again. CHOICE: one training picks the lucky, and shared weights hide what learns alone: so
-    finalists train from scratch, the better half again: 12, 6, 3."""
+    so parents are judged again. CHOICE: shared weights hide what learns without, so the best end from scratch."""
     size = s.parents * s.children  # CHOICE: M_0 comes a round's size at a time (l.2), to warm the super-net, too
     chunks = [("random", min(size, s.population - i), 0) for i in range(0, s.population, size)]
     rounds = [("random", size, 0) if s.strategy == "random" else ("mutants", size, s.parents * s.again)] * s.rounds
-    return chunks + rounds + [("finalists", 0, s.finalists >> i) for i in range(s.finalists.bit_length() - 1)]
-
-def budget(s, number):
-    """(from scratch?, steps, most rows) of a round. CHOICE: from scratch, judgements of equal budget are averaged."""
-    return (True, s.final_steps, 0) if plan(s)[number][0] == "finalists" else (not s.warm, s.steps, s.rows)
-
-def contenders(s, log, k):
-    """The K best by their best score, a later round of finalists first. CHOICE: a bad judgement may be bad luck."""
-    rank = lambda c: (-c.round * (plan(s)[c.round][0] == "finalists"), -c.score, c.number)  # noqa: E731
-    return sorted(last_of(sorted(best_of(log, None), key=rank)[::-1]), key=rank)[:k]
+    return chunks + rounds + [("last", 0, s.finalists)] * (s.finalists > 0)
 
 def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda *_: None):
     """Algorithm 1 -> a log: every Candidate, those turned away too. fitness(round, batch, log) -> the batch, judged.
@@ -239,7 +229,7 @@ def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda 
         rng, counts, M = random.Random(f"{s.seed} {number}"), Counter(), last_of(log)
         tables = OperationPriority(M, s.alpha, math.inf if s.strategy == "ea" else s.tau)  # l.12
         parents = best_of(M, s.parents) if kind == "mutants" else []  # l.4
-        batch = [replace(c, round=number) for c in parents[:repeated] or contenders(s, log, repeated)]
+        batch = [replace(c, round=number) for c in best_of(M, repeated)]
         seen, tries = {c.backbone for c in log}, 100 * size
         for i in range(size):
             parent, reason = parents[i % len(parents)] if parents else None, "not tried"  # l.5
@@ -259,7 +249,7 @@ def evolve(s, layers, fitness, probe=lambda backbone: None, log=(), note=lambda 
 
 # ---- The proxy task (App. D.1) ----
 class Proxy:
-    """Judges backbones on a run's text and tasks."""
+    """Judges backbones on a run's text and tasks. Each process has one."""
     def __init__(self, folder, device):
         torch.set_num_threads(1)  # or the number of workers would change the result
         about = json.loads((folder / "settings.json").read_text())
@@ -325,22 +315,23 @@ class Proxy:
                         slots=net.slots))
 
     def judge(self, path, backbone, number, offset):
-        """Write a Candidate's fields, and weights to write back (l.8, l.9)."""
-        start, s, mlm, nsp, tasks = time.time(), self.s, None, None, ()
-        fresh, steps, rows = budget(s, number)
-        seed = 100 * s.seed + 98 - number % 90 if fresh else s.seed  # the round's, no final's
+        """Write a Candidate's fields, and weights to write back (l.8, l.9). The last round takes all rows."""
+        start, s, reason, mlm, nsp, tasks = time.time(), self.s, "", None, None, ()
+        last = plan(s)[number][0] == "last"
+        fresh, steps, rows = (True, s.final_steps, 0) if last else (not s.warm, s.steps, s.rows)
+        seed = 100 * s.seed + (99 if last else 98 - number) if fresh else s.seed  # subtle: the round's, no final's
         child = self.model(backbone, seed) if fresh else supernet.SuperNet(
             self.config, slots=load(self.folder / "state.pt")["slots"]).child(backbone)
         try:
             mlm, nsp = self.pretrain(child, steps, seed, offset)
             tasks = self.scores(child, seed, rows)
         except autobert.Diverged:
-            pass
-        found = dict(reason="" if tasks else "diverged", mlm=mlm, nsp=nsp, tasks=tasks, seconds=time.time() - start)
+            reason = "diverged"
+        found = dict(reason=reason, mlm=mlm, nsp=nsp, tasks=tasks, seconds=time.time() - start)
         save(path, (found, child.state_dict() if tasks and not fresh else {}))
 
     def final(self, path, backbone, seed):
-        """Write a full training's checkpoint, with losses and scores."""
+        """Write a checkpoint of a full training, with its losses and scores."""
         model = self.model(backbone, seed)
         mlm, nsp = self.pretrain(model, self.s.final_steps, seed)
         tasks = self.scores(model, seed, final=True)
@@ -381,12 +372,12 @@ class Run:
 
     def fitness(self, number, batch, log):
         """Judge a round from one snapshot of the super-net, then write back, best last."""
-        state, judged, mine = load(self.folder / "state.pt"), [], budget(self.s, number)
+        state, judged = load(self.folder / "state.pt"), []
+        mean = not self.s.warm and plan(self.s)[number][0] != "last"  # CHOICE: from scratch all judgements count alike
         paths = [self.folder / f"round-{number}-{c.number}.pt" for c in batch]
         jobs = [("judge", path, c.backbone, number, state["offset"]) for c, path in zip(batch, paths)]
         for c, path, _ in zip(batch, paths, self.map(once, jobs)):
-            found = load(path)[0]
-            earlier = [x.tasks for x in log if x.number == c.number and mine[0] and mine == budget(self.s, x.round)]
+            found, earlier = load(path)[0], [x.tasks for x in log if mean and x.number == c.number]
             scores = [x for tasks in (*earlier, found["tasks"]) for _, x in tasks]
             judged.append(replace(c, score=fmean(scores) if found["tasks"] else None, **found))
             self.tell(judged[-1], [*log, *judged])
@@ -394,8 +385,8 @@ class Run:
         for i in supernet.write_order([c.score or 0 for c in judged]):
             net.absorb(load(paths[i])[1])
         log = [*log, *judged]
-        state |= dict(log=[astuple(c) for c in log], offset=state["offset"] + mine[1])
-        save(self.folder / "state.pt", state)
+        state |= dict(log=[astuple(c) for c in log], offset=state["offset"] + self.s.steps)
+        save(self.folder / "state.pt", state)  # the one moment at which a round is over
         write_table(self.folder / "candidates.tsv", log)
         tell_useless(judged)
         for path in self.folder.glob("round-*.pt"):
@@ -403,10 +394,10 @@ class Run:
         return judged
 
     def tell(self, c, log):
-        """Print score, best, time left, what the parent has not."""
+        """Print score, best, time left, and what the parent has not."""
         M, (_, new, again) = last_of(log), zip(*plan(self.s))
         self.done += 1
-        rest = sum(new + again) - sum(x.number is not None for x in log)
+        rest = max(0, sum(new + again) - self.s.finalists - sum(x.number is not None for x in log))
         left = data.span(rest * (time.time() - self.begun) / self.done)
         parent = next((x.backbone for x in M if x.number == c.parent), [""] * len(c.backbone))
         changed = " ".join(f"L{i} {gene}" for i, gene in enumerate(c.backbone, 1) if gene != parent[i - 1])
@@ -415,7 +406,7 @@ class Run:
         print(line[:120], flush=True)
 
 def tell_useless(judged):
-    """Print tasks at which a whole round is at chance or the ceiling."""
+    """Print the tasks at which all of a round are at chance, or at the ceiling."""
     for task, ((_, y), _) in PROXY.tasks.items():
         scores = [dict(c.tasks)[task] for c in judged if c.tasks]
         chance = max(glue.score(task, y, np.full_like(y, x)) for x in np.unique(y)[:3])  # the best constant
@@ -484,7 +475,8 @@ def search(s: SearchSettings, preset: tuple(PRESETS) = "toy", corpus: str = "toy
     try:
         run = Run(folder, map if workers == 1 else pool.map)
         log = evolve(s, PROXY.config.layers, run.fitness, PROXY.probe, run.log, note)
-        winner = contenders(s, log, 1)
+        M = last_of(log)
+        winner = best_of([c for c in M if plan(s)[c.round][0] == "last"], 1) or best_of(M, 1)
         if not winner:
             raise UserError(f"all candidates were rejected: {dict(Counter(c.reason for c in log))}")
         autobert.save_backbone(folder / "best.json", winner[0].backbone)

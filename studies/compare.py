@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data  # noqa: E402
 import opnas  # noqa: E402
 from autobert import Diverged, load_backbone  # noqa: E402
-from draw import before_finalists, chart, measured, pairs, tsv  # noqa: E402
+from draw import before_the_last, chart, measured, pairs, tsv  # noqa: E402
 from glue import interval  # noqa: E402
 
 # ---- The arms ----
@@ -38,8 +38,8 @@ def settings_of(seed, arm, s, trainings):
     return changed
 
 def curve_of(s, log):
-    """[[pre-training steps so far, best last score], ..] after each judgement but finalists'."""
-    judged = [c for c in before_finalists(s, log) if c.number is not None]
+    """[[pre-training steps so far, best last score], ..] after each judgement but those of the last round."""
+    judged = [c for c in before_the_last(s, log) if c.number is not None]
     bests = (opnas.best_of(opnas.last_of(judged[:i + 1]), 1) for i in range(len(judged)))
     return [[2 * s.warm + s.steps * (i + 1), round(sum(c.score for c in best), 5)] for i, best in enumerate(bests)]
 
@@ -52,7 +52,7 @@ def trained(s, out, device, key):
     opnas.start_worker(folder, device)
     backbone = load_backbone("bert" if arm == "bert" else folder / "best.json", opnas.PROXY.config.layers)
     if arm == "median":
-        log = before_finalists(s, [opnas.Candidate(*c) for c in opnas.load(folder / "state.pt")["log"]])
+        log = before_the_last(s, [opnas.Candidate(*c) for c in opnas.load(folder / "state.pt")["log"]])
         ranked = opnas.best_of(opnas.last_of(log), len(log))
         backbone = ranked[len(ranked) // 2].backbone
     with contextlib.suppress(Diverged):
@@ -62,7 +62,7 @@ def trained(s, out, device, key):
     return (score,)
 
 def on_the_task(s, trainings, corpus, glue, out, workers, device, key):
-    """(best score before the finalists, score of the winner fully trained, seconds of all judgements, curve) of a
+    """(best score before the last round, score of the winner fully trained, seconds of all judgements, curve) of a
     (seed, arm)."""
     (seed, arm), curve, seconds = key, [], 0
     mine = settings_of(seed, arm if arm in ARMS else "op-nas", s, trainings)

@@ -56,9 +56,9 @@ def pairs(rows, measures, families=("",)):
         table.append((f"{measure} {family}".strip(), a, x, b, y, *more, len(both)))
     return table
 
-def before_finalists(s, log):
-    """A search's log without finalists, whose trainings are longer."""
-    return [c for c in log if opnas.plan(s)[c.round][0] != "finalists"]
+def before_the_last(s, log):
+    """A search's log without the last round, whose trainings are longer."""
+    return [c for c in log if opnas.plan(s)[c.round][0] != "last"]
 
 def begin(folder, s, corpus, glue):
     """Load this process's Proxy, in a folder that has no other settings. corpus: a text file or a prepared folder."""

@@ -27,9 +27,9 @@ PAIRS = (("op-nas", "op-nas", "bert"), ("op-nas", "op-nas", "autobert-zero"), ("
 
 def curve(log):
     """[(minutes of judgements so far, x 100 how the best so far is judged next)] after each round whose best is judged
-    again in the next one, up to the finalists, whose trainings are longer."""
+    again in the next one, without the last round, whose trainings are longer."""
     points = []
-    for number in range(next(c.round for c in log if c.number == len(opnas.last_of(log)) - 1)):
+    for number in range(log[-1].round - 1):
         before = [c for c in log if c.round <= number]
         best = [(number + 1, c.number) for c in opnas.best_of(opnas.last_of(before), 1)]
         points += [(sum(c.seconds for c in before) / 60, 100 * statistics.fmean(x for _, x in c.tasks))

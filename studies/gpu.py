@@ -93,7 +93,7 @@ def attention(g):
 def search(g):
     """A search of two candidates and its final trainings, in two processes; the probe of collapse."""
     s = {"tasks": ("CoLA",), "warm": 0 if g.quick else 200, "population": 2, "parents": 1,
-         "rounds": 0, "rows": 100, **dict.fromkeys(("steps", "final_steps"), 10 if g.quick else 200)}
+         "rounds": 0, "finalists": 1, "rows": 100, **dict.fromkeys(("steps", "final_steps"), 10 if g.quick else 200)}
     out = g.folder / "search"
     with contextlib.redirect_stdout(sys.stderr):
         opnas.search(s, "toy", f"{g.folder}/corpus", f"{ROOT}/toy/glue", out, 1 if g.quick else 2, str(g.device))

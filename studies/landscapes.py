@@ -114,14 +114,15 @@ def searched(rise, key):
         missing, judged = rise * (1 - sum(c.number is not None for c in log) / total), []  # none in the last round
         for c in batch:  # subtle: a backbone has the same noise in the same round of every arm
             x = true(c.backbone) - missing + NOISE * random.Random(f"{seed} {number} {c.backbone}").gauss(0, 1)
-            mean = arm == "mean of judgements" and kinds[number] != "finalists"
+            mean = arm == "mean of judgements" and kinds[number] != "last"
             before = [y.tasks[0] for y in log if mean and y.number == c.number]
             judged.append(replace(c, score=fmean([*before, x]) if learns(c.backbone) else None, tasks=(x,)))
         return judged
 
     with mock.patch.multiple(opnas, **{"OperationPriority": OperationPriority, **parts}):
         log = opnas.evolve(s, LAYERS, fitness, asked)
-    return (true(opnas.contenders(s, log, 1)[0].backbone),)
+    last = [c for c in log if kinds[c.round] == "last"]
+    return (true(opnas.best_of(last or opnas.last_of(log), 1)[0].backbone),)
 
 def landscapes(seeds: int = 60, rise: float = 0.12, out: str = "runs/landscapes"):
     """Which decisions of the search pay? Searches on made-up fitness functions, and their paired differences with 95 %

@@ -18,7 +18,7 @@ import data  # noqa: E402
 import opnas  # noqa: E402
 import ops  # noqa: E402
 from autobert import KERNELS, load_backbone  # noqa: E402
-from draw import before_finalists, chart, picture  # noqa: E402
+from draw import before_the_last, chart, picture  # noqa: E402
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"/><title>{title}</title><style>
@@ -89,7 +89,7 @@ def sections(folder, about, s, log):
     """(head, explanation, HTML) of each part of the page."""
     M = {c.number: c for c in opnas.last_of(log)}
     best = next(iter(opnas.best_of(M.values(), 1)), None)
-    if (folder / "best.json").exists():  # chosen among finalists
+    if (folder / "best.json").exists():  # the winner of the last round
         chosen = load_backbone(folder / "best.json")
         best = next(c for c in M.values() if c.backbone == chosen)
     tables = opnas.OperationPriority(M.values(), s.alpha, math.inf if s.strategy == "ea" else s.tau)
@@ -118,7 +118,7 @@ def report(run: str = "runs/search"):
     about, state = json.loads((folder / "settings.json").read_text()), opnas.load(folder / "state.pt")
     known = opnas.SearchSettings.__dataclass_fields__
     s = opnas.SearchSettings(**{key: x for key, x in about.items() if key in known})
-    log = before_finalists(s, [opnas.Candidate(*c) for c in state["log"]])
+    log = before_the_last(s, [opnas.Candidate(*c) for c in state["log"]])
     body = "\n".join(f"<h2>{head}</h2><p>{text}</p><div>{what}</div>"
                      for head, text, what in sections(folder, about, s, log))
     data.write_beside(folder / "report.html", PAGE.format(title=f"Run {html.escape(folder.name)}", body=body))
