@@ -455,7 +455,7 @@ def search(s: SearchSettings, preset: tuple(PRESETS) = "toy", corpus: str = "toy
            out: str = "runs/search", workers: int = torch.cuda.device_count() or os.cpu_count(), device: str = "auto"):
     """Search a backbone, then judge the winner beside bert. The same command again goes on.
 
-    preset: settings that other flags may change
+    preset: settings that other flags may change; toy: 5 minutes; evening: 35, no shared weights; small, paper: for GPUs
     corpus: a text file, or a folder that `data.py prepare` wrote
     glue: the folder that holds CoLA, SST-2, ..
     out: the run's folder
