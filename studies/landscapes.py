@@ -82,7 +82,7 @@ class Unexplored(OperationPriority):
         return u if isinstance(place, int) else {kernel: u[kernel] for kernel in had}
 
 def without_rejected(M, *more):
-    """OperationPriority of those that have a score only."""
+    """OperationPriority of those with a score."""
     return OperationPriority([c for c in M if c.score is not None], *more)
 
 SETTINGS = opnas.SearchSettings(population=50, parents=5, children=5, rounds=4, finalists=3)
