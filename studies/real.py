@@ -3,7 +3,7 @@
 The paper scores a candidate after 40,000 steps of 160 rows (App. D.1). Here it gets 2,000 steps of 32 rows and some
 10,000 rows of two tasks, about two minutes of a core. By then most backbones have left the plateau of word frequencies,
 and some have learned next-sentence prediction. `tasks` shows on which GLUE tasks any backbone leaves chance after so
-little, in a quarter of an hour on two cores; `search` searches with two of them, then trains winner, bert and
+little, in twenty minutes on two cores; `search` searches with two of them, then trains winner, bert and
 autobert-zero for twice the steps, in two and a half hours. The same command again goes on:
 
     python data.py prepare --text wiki.txt.xz books.txt.xz --out corpus --vocab 4000
