@@ -61,7 +61,7 @@ class SearchSettings:
 PAPER = SearchSettings(
     "base", tuple(glue.TASKS), population=100, parents=5, children=5, rounds=27, alpha=0.01, warm=40_000, steps=40_000,
     rows=0, final_steps=1_000_000, tune=glue.PRESETS["paper"],  # App. D.1: 100 + 27 * 25 candidates
-    pretrain=replace(autobert.PRETRAIN["base"], lr=2e-4, warmup=0.02), collapse=0.2)  # CHOICE: 14 of 14 above learn
+    pretrain=replace(autobert.PRETRAIN["base"], lr=2e-4, warmup=0.02), collapse=0.2)  # CHOICE: all above .2 learnt
 SMALL = replace(PAPER, size="small", tasks=("CoLA", "MRPC", "RTE", "STS-B"), population=50, rounds=4, alpha=None,
                 warm=10_000, steps=2000, final_steps=40_000, pretrain=replace(PAPER.pretrain, batch=64, lr=5e-4))
 EVENING = SearchSettings(warm=0, population=18, parents=3, children=2, rounds=4, finalists=3, steps=1000, rows=0,
@@ -414,7 +414,7 @@ def tell_useless(judged):
             print(f"-- {task} told nothing: {min(scores):.2f} to {max(scores):.2f}, chance {chance:.2f}")
 
 def write_table(path, log):
-    """A row a judgement, and what the probe turned away."""
+    """A judgement a row, and each backbone that the probe turned away."""
     rows = [[*"number round parent score reason mlm nsp".split(), *PROXY.s.tasks, "seconds", "backbone"]]
     for number, round, parent, backbone, *about, tasks, seconds in map(astuple, log):
         cells = [number, round, parent, *about, *map(dict(tasks).get, PROXY.s.tasks), seconds, " | ".join(backbone)]

@@ -1069,12 +1069,13 @@ def test_a_search_killed_at_once_goes_on_to_the_same_end_and_leaves_no_process(f
     script(monkeypatch, search.format(1, run))
     assert outcome(run) == outcome(finished[0])
 
-@pytest.mark.parametrize("effect, says", [
-    (KeyboardInterrupt, "interrupted; the same command again goes on"), (torch.OutOfMemoryError("CUDA: out of memory"),
-    "out of memory; .*fewer workers"), (BrokenProcessPool, "a worker .*died.*; the same command again goes on"),
-    ([[]], "all candidates were rejected")])  # it returns []
-def test_what_stops_a_search_is_one_line(effect, says, search, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(opnas, "evolve", mock.Mock(side_effect=effect))
+@pytest.mark.parametrize("name, error, says", [
+    ("evolve", KeyboardInterrupt, "interrupted; the same command again goes on"),
+    ("evolve", torch.OutOfMemoryError("CUDA: out of memory"), "out of memory; .*fewer workers"),
+    ("evolve", BrokenProcessPool, "a worker .*died.*; the same command again goes on"),
+    ("Proxy.scores", autobert.Diverged("nan"), "all candidates were rejected: .*'diverged': 5")])
+def test_what_stops_a_search_is_one_line(name, error, says, search, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(f"opnas.{name}", mock.Mock(side_effect=error))
     monkeypatch.setattr(sys, "argv", shlex.split(search.format(1, tmp_path / "run")))
     with pytest.raises(SystemExit, match="2"):
         data.run("", usual=opnas.search)
